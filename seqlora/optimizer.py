@@ -1,0 +1,174 @@
+"""The bilevel optimiser, batched by layer shape.
+
+    upper:  min over B in M of  F(B) = L(A*(B), B)
+    lower:  A*(B) = argmin_A  L(A, B) + lambda * sum over layers of tr(A B' C B A') / tr(W C W')
+
+Both levels move by an unmodified Adam. B's gradient is first projected on the tangent space, then the step that Adam made of
+it, and the result retracted: after every step B is orthonormal and orthogonal to all earlier concepts to rounding error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .adapter import Stack
+from .manifold import retract, tangent
+
+Schedule = Literal["joint", "alternating", "finite_difference"]
+BETAS = (0.9, 0.99)
+
+
+@dataclass
+class Constraint:
+    """Where the bases of one stack may move. Without one (plain LoRA) they move freely."""
+
+    earlier: Tensor  # F, (layers, n, p); zero columns constrain nothing
+
+
+@dataclass
+class Interference:
+    """The penalty of one stack: C = VV' + diag(d) of everything else the layers see, and 1 / tr(W C W') per layer."""
+
+    factor: Tensor  # V, (layers, n, k)
+    diagonal: Tensor  # d, (layers, n)
+    weight: Tensor  # (layers,)
+
+    def add(self, stack: Stack, strength: float) -> Tensor:
+        """Adds the penalty's gradients to the stack's; returns the penalty itself, a scalar."""
+        A, B = stack.A, stack.B
+        seen = self.factor @ (self.factor.mT @ B) + self.diagonal[..., None] * B  # C B
+        energy = B.mT @ seen * self.weight[:, None, None]  # B'CB
+        gram = A.mT @ A
+        A.grad.add_(A @ energy, alpha=2 * strength)  # type: ignore[union-attr]
+        B.grad.add_(seen @ (gram * self.weight[:, None, None]), alpha=2 * strength)  # type: ignore[union-attr]
+        return strength * (gram * energy).sum()
+
+
+def overlap_penalty(stack: Stack, earlier: Tensor, strength: float) -> Tensor:
+    """O-LoRA's soft penalty: strength * sum |F'B|, a baseline."""
+    overlap = earlier.mT @ stack.B
+    stack.B.grad.add_(earlier @ overlap.sign(), alpha=strength)  # type: ignore[union-attr]
+    return strength * overlap.abs().sum()
+
+
+@dataclass(frozen=True)
+class Rates:
+    coefficients: float  # of A
+    basis: float  # of B; 0 freezes the basis
+    warmup: int = 10
+    final: float = 0.1  # share of the peak that the cosine ends at
+
+    def at(self, step: int, steps: int) -> float:
+        """The factor on both rates at a step in 0..steps."""
+        cosine = self.final + (1 - self.final) * (1 + math.cos(math.pi * min(step / max(steps, 1), 1))) / 2
+        return min(1.0, (step + 1) / self.warmup) * cosine
+
+
+class BilevelOptimizer:
+    """Moves the stacks. `gradients(level)` must run one forward and backward on a fresh batch and leave the loss's gradients,
+    penalties included, in the stacks; level is "lower" or "upper"."""
+
+    def __init__(
+        self,
+        stacks: Sequence[Stack],
+        constraints: Sequence[Constraint | None],
+        rates: Rates,
+        steps: int,
+        schedule: Schedule = "joint",
+        inner_steps: int = 4,
+    ):
+        self.stacks, self.constraints, self.rates, self.steps = list(stacks), list(constraints), rates, steps
+        self.schedule, self.inner_steps = schedule, inner_steps
+        fused = all(s.A.is_cuda or s.A.device.type == "cpu" for s in stacks)
+        self.lower = torch.optim.Adam([s.A for s in stacks], lr=rates.coefficients, betas=BETAS, fused=fused)
+        self.upper = torch.optim.Adam([s.B for s in stacks], lr=rates.basis, betas=BETAS, fused=fused)
+        self.passes = 0
+        self.turn = 0  # place in the lower, lower, ..., upper round of the alternating schedules
+
+    @torch.no_grad()
+    def step(self, gradients: Callable[[str], Tensor]) -> Tensor:
+        """One round of the schedule; returns the loss of its first pass. `passes` counts forward and backward passes."""
+        factor = self.rates.at(self.passes, self.steps)
+        self.lower.param_groups[0]["lr"] = self.rates.coefficients * factor
+        self.upper.param_groups[0]["lr"] = self.rates.basis * factor
+        self.turn = (self.turn + 1) % (self.inner_steps + 1)
+        if self.schedule == "finite_difference" and self.turn == 0 and self.rates.basis:
+            return self._look_ahead(gradients)
+        loss = self._pass(gradients, "lower")
+        if self.schedule == "joint" or self.turn != 0:
+            self.lower.step()
+        if self.rates.basis and (self.schedule == "joint" or self.turn == 0):
+            self._move_bases()
+        self._renew()
+        return loss
+
+    def _pass(self, gradients: Callable[[str], Tensor], level: str) -> Tensor:
+        for stack in self.stacks:
+            stack.zero_grad()
+        self.passes += 1
+        return gradients(level)
+
+    def _renew(self) -> None:
+        for stack in self.stacks:
+            stack.renew()
+
+    def _move_bases(self) -> None:
+        for stack, constraint in zip(self.stacks, self.constraints, strict=True):
+            if constraint is not None:
+                stack.B.grad.copy_(tangent(stack.B.grad, stack.B, constraint.earlier))  # type: ignore[arg-type,union-attr]
+        before = [stack.B.clone() for stack in self.stacks]
+        self.upper.step()
+        for stack, constraint, start in zip(self.stacks, self.constraints, before, strict=True):
+            if constraint is None:
+                continue
+            move = tangent(stack.B - start, start, constraint.earlier)
+            stack.B.copy_(retract(start + move, constraint.earlier))
+            momentum = self.upper.state[stack.B]["exp_avg"]
+            momentum.copy_(tangent(momentum, stack.B, constraint.earlier))
+
+    def _look_ahead(self, gradients: Callable[[str], Tensor]) -> Tensor:
+        """The hypergradient at one look-ahead step of A, its second-order term by finite differences (DARTS, Liu et al. 2019):
+
+        dF/dB = dL_up(A', B)/dB - xi * [dL_low(A + eps v, B)/dB - dL_low(A - eps v, B)/dB] / (2 eps),   v = dL_up(A', B)/dA'
+        """
+        xi = self.lower.param_groups[0]["lr"]
+        start = [stack.A.clone() for stack in self.stacks]
+        loss = self._pass(gradients, "lower")
+        lower_A = [stack.A.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
+        self._place(start, lower_A, -xi)
+        self._pass(gradients, "upper")
+        direct = [stack.B.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
+        v = [stack.A.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
+        epsilon = 0.01 / math.sqrt(sum(float(x.square().sum()) for x in v) + 1e-24)
+        sides = []
+        for sign in (1, -1):
+            self._place(start, v, sign * epsilon)
+            self._pass(gradients, "lower again")
+            sides.append([stack.B.grad.clone() for stack in self.stacks])  # type: ignore[union-attr]
+        self._place(start, v, 0)
+        for stack, first, plus, minus in zip(self.stacks, direct, *sides, strict=True):
+            stack.B.grad.copy_(first - xi * (plus - minus) / (2 * epsilon))  # type: ignore[union-attr]
+        self._move_bases()
+        self._renew()
+        return loss
+
+    def _place(self, start: list[Tensor], direction: list[Tensor], length: float) -> None:
+        for stack, A, d in zip(self.stacks, start, direction, strict=True):
+            stack.A.copy_(A + length * d)
+        self._renew()
+
+    def gradient_norm(self) -> float:
+        """Norm of the Riemannian gradient of B at the last pass: zero at a stationary point of the upper level."""
+        total = 0.0
+        for stack, constraint in zip(self.stacks, self.constraints, strict=True):
+            gradient = stack.B.grad if constraint is None else tangent(stack.B.grad, stack.B, constraint.earlier)  # type: ignore[arg-type]
+            total += float(gradient.square().sum())  # type: ignore[union-attr]
+        return math.sqrt(total)
+
+

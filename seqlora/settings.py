@@ -1,0 +1,60 @@
+"""What can be chosen when a concept is taught, and the named methods: ours and the baselines it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from .errors import SeqLoRAError
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 1000  # forward and backward passes
+    batch_size: int = 1
+    learning_rate: float = 1e-4  # of the coefficients A
+    basis_learning_rate: float = 3e-5  # of the basis B; 0 freezes it
+    seed: int = 0
+    basis_start: Literal["contrastive", "pca", "random"] = "contrastive"
+    orthogonality: Literal["exact", "metric", "free"] = "exact"  # free: plain LoRA, no manifold at all
+    context: Literal["stochastic", "modular", "cumulative"] = "stochastic"
+    schedule: Literal["joint", "alternating", "finite_difference"] = "joint"
+    inner_steps: int = 4  # lower-level steps per upper-level step of the two alternating schedules
+    interference: float = 1.0  # strength of the interference penalty
+    overlap: float = 0.0  # strength of O-LoRA's soft penalty on |F'B|, a baseline
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for name, value in asdict(self).items():
+            choices = get_args(hints[name])
+            if choices and value not in choices:
+                raise SeqLoRAError(f"{name} is '{value}', but must be one of: {', '.join(choices)}.")
+            if not choices and not value >= 0:
+                raise SeqLoRAError(f"{name} is {value}, but must not be negative.")
+        for name in ("steps", "batch_size", "inner_steps"):
+            if getattr(self, name) < 1:
+                raise SeqLoRAError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        if self.learning_rate <= 0:
+            raise SeqLoRAError("learning_rate is 0, so nothing would be learned; use a number above 0.")
+
+    def with_(self, **changes: Any) -> Settings:
+        return replace(self, **changes)
+
+
+_PUBLISHED = {"interference": 0.0, "context": "modular"}
+METHODS: dict[str, dict[str, Any]] = {
+    "seqlora": {},
+    "lora": {"basis_start": "random", "orthogonality": "free", **_PUBLISHED},
+    "orthogonal adaptation": {"basis_start": "random", "basis_learning_rate": 0.0, **_PUBLISHED},
+    "inflora": {"basis_start": "pca", "basis_learning_rate": 0.0, **_PUBLISHED},
+    "o-lora": {"basis_start": "random", "orthogonality": "free", "overlap": 0.1, **_PUBLISHED},
+    "continual alternating": {"basis_start": "random", "schedule": "alternating", "inner_steps": 1, **_PUBLISHED},
+    "frozen contrastive": {"basis_learning_rate": 0.0},
+}
+
+
+def method_settings(method: str, base: Settings) -> Settings:
+    """The settings `base` with what makes the named method what it is."""
+    if method not in METHODS:
+        raise SeqLoRAError(f"method is '{method}', but must be one of: {', '.join(METHODS)}.")
+    return base.with_(**METHODS[method])

@@ -1,0 +1,260 @@
+"""Teaching one concept: measure what the layers see, start the basis, then one loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import Concept, Context, Pair, Stack, attached, layer_shapes
+from .basis import contrastive_basis, pca_basis, random_basis
+from .errors import SeqLoRAError
+from .moments import Moments, Recorder
+from .objective import Batch, Batches, Denoiser, Examples, denoising_loss
+from .optimizer import BilevelOptimizer, Constraint, Interference, Rates, overlap_penalty
+from .sampling import euler
+from .settings import Settings
+
+MEASURED_SAMPLES = 48  # noised pictures behind a concept's moments
+CONTEXT_LIMIT = 16  # most earlier concepts on at a time, so that a step's cost does not grow with the library
+CONTEXT_STEPS = 4  # steps between draws
+
+
+@dataclass(frozen=True)
+class Progress:
+    phase: str  # "measuring" or "training"
+    step: int
+    steps: int
+    loss: float = math.nan
+    penalty: float = math.nan
+
+
+@dataclass
+class Trained:
+    """A taught concept."""
+
+    pairs: dict[str, Pair]
+    moments: Moments  # C_t
+    full_layers: list[str]  # had no room left: trained without the hard complement
+    losses: list[float] = field(default_factory=list)
+    penalties: list[float] = field(default_factory=list)
+
+
+R = TypeVar("R")
+
+
+def finish(steps: Generator[Any, None, R]) -> R:
+    """Runs a generator to its end and returns its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def layer_rank(width: int, cap: int, capacity: int) -> int:
+    """The rank that lets `capacity` concepts be orthogonal on a layer of this input width, at most `cap`."""
+    return max(1, min(cap, width // capacity))
+
+
+def measure(
+    denoiser: Denoiser, layers: Mapping[str, nn.Module], batches: Iterable[Batch], count: int
+) -> Generator[Progress, None, Moments]:
+    """Moments of the layers' inputs on noised training pictures, on the bare model."""
+    recorder = Recorder(layers)
+    for done, batch in enumerate(batches, 1):
+        with torch.no_grad(), recorder.attached():
+            denoiser(denoiser.add_noise(batch.x0, batch.noise, batch.sigma), batch.sigma, batch.cond)
+        yield Progress("measuring", done, count)
+    return recorder.moments()
+
+
+def measure_prior(
+    denoiser: Denoiser,
+    layers: Mapping[str, nn.Module],
+    shape: Sequence[int],
+    conds: Sequence[Any],
+    uncond: Any,
+    seed: int = 0,
+    steps: int = 12,
+    batch_size: int = 4,
+) -> Generator[Progress, None, Moments]:
+    """G: moments along the model's own sampling of generic captions and the empty prompt; needs no data set."""
+    generator = torch.Generator().manual_seed(seed)
+    recorder = Recorder(layers)
+    count = -(-len(conds) // batch_size)
+    for done in range(count):
+        chosen = conds[done * batch_size : (done + 1) * batch_size]
+        noise = torch.randn(len(chosen), *shape, generator=generator)
+        with recorder.attached():
+            euler(denoiser, noise, chosen, [uncond] * len(chosen), steps=steps)
+        yield Progress("measuring", done + 1, count)
+    return recorder.moments()
+
+
+def build_stacks(
+    shapes: Mapping[str, tuple[int, int]], bases: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> list[Stack]:
+    """Stacks by (m, n, r), A at zero and B as given."""
+    groups: dict[tuple[int, int, int], list[str]] = {}
+    for name, (m, n) in shapes.items():
+        groups.setdefault((m, n, bases[name].shape[1]), []).append(name)
+    stacks = []
+    for (m, _, r), names in groups.items():
+        B = torch.stack([bases[name] for name in names]).to(device, torch.float32)
+        stacks.append(Stack(names, torch.zeros(len(names), m, r, device=device), B, dtype))
+    return stacks
+
+
+def earlier_directions(name: str, width: int, earlier: Sequence[Concept]) -> Tensor:
+    """F (n, p): an orthonormal basis of the span of all earlier concepts' bases, float64."""
+    bases = [concept[name].B.double() for concept in earlier if name in concept]
+    if not bases:
+        return torch.zeros(width, 0, dtype=torch.float64)
+    left, singular, _ = torch.linalg.svd(torch.cat(bases, 1), full_matrices=False)
+    return left[:, singular > 1e-4]
+
+
+def start_basis(
+    settings: Settings, name: str, rank: int, earlier: Tensor, own: Moments, others: Moments | None, rng: torch.Generator
+) -> Tensor:
+    if settings.basis_start == "random":
+        return random_basis(len(earlier), rank, earlier, rng)
+    if settings.basis_start == "pca" or others is None:
+        return pca_basis(own[name], rank, earlier, rng)
+    return contrastive_basis(own[name], others[name], rank, earlier, rng)
+
+
+def interference_of(stack: Stack, penalised: Moments) -> Interference:
+    factors = {key: penalised.by_input[key].factor() for key in dict.fromkeys(penalised.input_of[n] for n in stack.names)}
+    keys = [penalised.input_of[name] for name in stack.names]
+    place = {"device": stack.B.device, "dtype": torch.float32}
+    energy = torch.tensor([penalised.output_energy[name] for name in stack.names])
+    return Interference(
+        torch.stack([factors[key][0] for key in keys]).to(**place),
+        torch.stack([factors[key][1] for key in keys]).to(**place),
+        (1 / energy.clamp(min=1e-12)).to(**place),
+    )
+
+
+def train_concept(
+    denoiser: Denoiser,
+    layers: Mapping[str, nn.Module],
+    examples: Examples,
+    settings: Settings,
+    ranks: Mapping[str, int],
+    earlier: Sequence[Concept] = (),
+    prior: Moments | None = None,
+    earlier_moments: Moments | None = None,
+) -> Generator[Progress, None, Trained]:
+    """Teaches one concept; yields progress after every pass and returns the result.
+
+    `earlier` are the library's concepts in order, `earlier_moments` the sum of their moments, `prior` is G. Closing the
+    generator at any point leaves the model as it was. Raises SeqLoRAError on a loss that is not finite.
+    """
+    rng = torch.Generator().manual_seed(settings.seed)
+    batches = Batches(examples, denoiser, settings.batch_size, rng)
+    forwards = -(-MEASURED_SAMPLES // settings.batch_size)
+    own = yield from measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
+
+    others, penalised = _everything_else(prior, earlier_moments, len(earlier))
+    full_layers, bases, constrained = [], {}, {}
+    shapes = layer_shapes(layers)
+    for name, (_, n) in shapes.items():
+        F = torch.zeros(n, 0, dtype=torch.float64)
+        if settings.orthogonality == "exact":
+            F = earlier_directions(name, n, earlier)
+            if F.shape[1] + ranks[name] > n:
+                full_layers.append(name)
+                F = F[:, :0]
+        bases[name] = start_basis(settings, name, ranks[name], F, own, others, rng)
+        constrained[name] = F
+
+    stacks = build_stacks(shapes, bases, denoiser.device, denoiser.dtype)
+    free = settings.orthogonality == "free"
+    constraints = [None if free else _constraint(stack, constrained) for stack in stacks]
+    penalties = [interference_of(s, penalised) for s in stacks] if penalised is not None and settings.interference else []
+    overlaps = _overlaps(stacks, earlier) if settings.overlap and earlier else []
+    context = Context(stacks, () if settings.context == "modular" else earlier)
+    optimizer = BilevelOptimizer(
+        stacks,
+        constraints,
+        Rates(settings.learning_rate, settings.basis_learning_rate),
+        settings.steps,
+        settings.schedule,
+        settings.inner_steps,
+    )
+    result = Trained({}, own, full_layers)
+    batch, penalty = batches.next(), torch.zeros(())
+
+    def gradients(level: str) -> Tensor:
+        nonlocal batch, penalty
+        if level != "lower again":
+            batch = batches.next()
+        with torch.enable_grad():
+            loss = denoising_loss(denoiser, batch)
+            loss.backward()
+        for stack in stacks:
+            stack.gather()
+        parts = [p.add(s, settings.interference) for p, s in zip(penalties, stacks, strict=True)] if penalties else []
+        parts += [overlap_penalty(s, f, settings.overlap) for s, f in zip(stacks, overlaps, strict=False)]
+        penalty = torch.stack(parts).sum() if parts else penalty
+        return loss.detach()
+
+    with attached(layers, stacks, context):
+        for turn in range(settings.steps):
+            if context.count and turn % CONTEXT_STEPS == 0:
+                context.draw(_draw(settings.context, context.count, rng))
+            loss, also = torch.stack([optimizer.step(gradients), penalty.to(denoiser.device)]).tolist()
+            if not math.isfinite(loss):
+                raise SeqLoRAError(
+                    f"The loss was no longer a number at step {optimizer.passes}; lower learning_rate "
+                    f"(now {settings.learning_rate:g}) or check the pictures."
+                )
+            result.losses.append(loss)
+            result.penalties.append(also)
+            yield Progress("training", min(optimizer.passes, settings.steps), settings.steps, loss, also)
+            if optimizer.passes >= settings.steps:
+                break
+    result.pairs = {name: pair for stack in stacks for name, pair in stack.pairs().items()}
+    result.pairs = {name: result.pairs[name] for name in layers}
+    return result
+
+
+def _everything_else(prior: Moments | None, earlier: Moments | None, count: int) -> tuple[Moments | None, Moments | None]:
+    """R = G + S / max(1, t - 1) for the basis start and (G + S) / t for the penalty."""
+    if prior is None:
+        return None, None
+    if earlier is None or not count:
+        return prior, prior
+    return prior + earlier * (1 / count), (prior + earlier) * (1 / (count + 1))
+
+
+def _constraint(stack: Stack, directions: Mapping[str, Tensor]) -> Constraint:
+    return Constraint(_stack_padded([directions[name] for name in stack.names]).to(stack.B))
+
+
+def _overlaps(stacks: Sequence[Stack], earlier: Sequence[Concept]) -> list[Tensor]:
+    return [
+        _stack_padded([torch.cat([c[name].B for c in earlier if name in c], 1) for name in stack.names]).to(stack.B)
+        for stack in stacks
+    ]
+
+
+def _stack_padded(matrices: Sequence[Tensor]) -> Tensor:
+    widest = max(matrix.shape[1] for matrix in matrices)
+    return torch.stack([nn.functional.pad(matrix, (0, widest - matrix.shape[1])) for matrix in matrices])
+
+
+def _draw(context: str, count: int, rng: torch.Generator) -> list[int]:
+    """Which earlier concepts are on: all, or each with a chance that is itself drawn, so that subsets of every size occur."""
+    if context == "cumulative":
+        return list(range(count))
+    chance = torch.rand((), generator=rng)
+    order = torch.randperm(count, generator=rng)
+    on = order[torch.rand(count, generator=rng) < chance]
+    return on[:CONTEXT_LIMIT].tolist()
