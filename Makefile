@@ -1,0 +1,58 @@
+# Every target sets up what it needs; a fresh machine needs only make, python3 and a network that reaches PyPI.
+
+PYTHON := .venv/bin/python
+# Installed first, so that nothing below chooses another. On Linux x86-64 the torch on PyPI brings some gigabytes of CUDA
+# libraries; where PyTorch's own server can be reached, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu avoids them.
+TORCH ?= torch==2.13.0
+# More arguments for pytest: make test ARGS="-k manifold"
+ARGS ?=
+
+FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
+INSTALLED := .venv/installed
+
+.PHONY: help setup demo test check micro bench-step clean
+
+help:
+	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
+	@echo "make test        run the tests (tests of the nodes need a ComfyUI, see COMFYUI_PATH in the README)"
+	@echo "make check       lint, formatting and types"
+	@echo "make bench-step  cost of a training step beside plain LoRA"
+	@echo "make micro       train the demo model anew (about an hour)"
+	@echo "make setup       only the Python environment in .venv"
+
+setup: $(INSTALLED)
+
+demo: $(INSTALLED)
+	. scripts/env.sh && .venv/bin/seqlora demo --out build/demo
+
+test: $(INSTALLED)
+	. scripts/env.sh && $(PYTHON) -m pytest $(ARGS)
+
+check: $(INSTALLED)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy seqlora
+
+bench-step: $(INSTALLED)
+	. scripts/env.sh && $(PYTHON) -m benchmarks.step_cost
+
+# From the font to seqlora/demo/micro.safetensors; an interrupted training goes on where it was.
+micro: $(INSTALLED)
+	@test -e $(FONT) || { echo "The emoji font is missing; run: apt-get install fonts-noto-color-emoji" >&2; exit 1; }
+	$(PYTHON) scripts/render_emoji.py --ship
+	. scripts/env.sh && $(PYTHON) scripts/train_micro_model.py
+	$(PYTHON) scripts/train_micro_model.py --ship
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build/demo
+
+# Debian and Ubuntu keep venv in a package of its own.
+$(INSTALLED): pyproject.toml
+	@python3 -c "import ensurepip, venv" 2>/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv; } \
+	|| { echo "Python's venv module is missing; run: apt-get install python3-venv" >&2; exit 1; }
+	python3 -m venv .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
