@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from comfy_api.latest import io
 
-from ..seqlora.demo.pictures import Emoji, concept_pictures, held_out_emoji
+from ..seqlora.demo.pictures import concept_pictures, held_out_emoji, trigger_word
 from .demo_host import load_demo_model
 
 CATEGORY = "SeqLoRA/demo"
@@ -83,13 +81,6 @@ class DemoPictures(io.ComfyNode):
         images = list(((pictures + 1) / 2).clamp(0, 1).movedim(1, -1).split(1))
         captions = [f"a photo of {emoji.class_word} on a {background} background" for background in backgrounds]
         return io.NodeOutput(images, captions, trigger_word(emoji), emoji.class_word)
-
-
-def trigger_word(emoji: Emoji) -> str:
-    """A pronounceable word that means nothing yet, always the same for an emoji."""
-    syllables = [consonant + vowel for consonant in "bdfgjklmnprstvz" for vowel in "aeiou"]
-    digest = hashlib.sha256(emoji.name.encode()).digest()
-    return "".join(syllables[digest[i] % len(syllables)] for i in range(3))
 
 
 NODES = [DemoModel, DemoPictures]
