@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -102,3 +103,10 @@ def concept_pictures(emoji: Emoji, count: int, seed: int) -> tuple[Tensor, list[
     chosen = [names[order[i % len(names)]] for i in range(count)]
     glyphs = held_out_glyphs()[index].expand(count, -1, -1, -1)
     return paint([place(glyphs, *jitter(count, generator))], background_colours(chosen)), chosen
+
+
+def trigger_word(emoji: Emoji) -> str:
+    """A pronounceable word that means nothing yet, always the same for an emoji."""
+    syllables = [consonant + vowel for consonant in "bdfgjklmnprstvz" for vowel in "aeiou"]
+    digest = hashlib.sha256(emoji.name.encode()).digest()
+    return "".join(syllables[digest[i] % len(syllables)] for i in range(3))

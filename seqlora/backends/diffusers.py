@@ -1,0 +1,159 @@
+"""Models run by diffusers, and the demo model: the core without ComfyUI."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter import Pair, Stack, attached, choose_layers
+from ..demo.pictures import all_emoji
+from ..errors import SeqLoRAError
+from ..keys import diffusers_unet_names, layout_of
+from ..objective import discrete_noise, expand, flow_noise, flow_weight, min_snr_weight, stratified
+from ..teaching import GENERIC_CAPTIONS
+
+TIMESTEPS = 1000
+
+
+class FlowDenoiser:
+    """A model that predicts the velocity noise - x0 (SD3, Flux, the demo model)."""
+
+    def __init__(self, predict, device: torch.device, dtype: torch.dtype = torch.float32, shift: float = 1.0):
+        self.predict, self.device, self.dtype, self.shift = predict, device, dtype, shift
+
+    def _shifted(self, t: Tensor) -> Tensor:
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def sample_sigmas(self, n: int, generator: torch.Generator) -> Tensor:
+        # Logit-normal, the middle levels most (Esser et al. 2024), by its quantile function.
+        return self._shifted(torch.special.ndtri(stratified(n, generator).clamp(1e-3, 1 - 1e-3)).sigmoid())
+
+    def sigmas(self, steps: int) -> Tensor:
+        return self._shifted(torch.linspace(1, 0, steps + 1))
+
+    add_noise = staticmethod(flow_noise)
+    loss_weight = staticmethod(flow_weight)
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Sequence[Any]) -> Tensor:
+        velocity = self.predict(x.to(self.dtype), sigma * TIMESTEPS, cond)
+        return x - expand(sigma, x) * velocity.float()
+
+
+class DiscreteDenoiser:
+    """A model of a DDPM schedule that predicts eps or v (SD1.5, SD2, SDXL); x = x0 + sigma * noise outside of it."""
+
+    def __init__(self, predict, alphas_cumprod: Tensor, v_prediction: bool, device: torch.device, dtype: torch.dtype):
+        self.predict, self.v_prediction, self.device, self.dtype = predict, v_prediction, device, dtype
+        self.table = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().cpu().float()
+
+    def sample_sigmas(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.table[(stratified(n, generator) * len(self.table)).long().clamp(max=len(self.table) - 1)]
+
+    def sigmas(self, steps: int) -> Tensor:
+        at = torch.linspace(len(self.table) - 1, 0, steps).round().long()
+        return torch.cat([self.table[at], torch.zeros(1)])
+
+    add_noise = staticmethod(discrete_noise)
+    loss_weight = staticmethod(min_snr_weight)
+
+    def _timestep(self, sigma: Tensor) -> Tensor:
+        logs = self.table.log().to(sigma.device)
+        wanted = sigma.log()
+        high = torch.searchsorted(logs, wanted).clamp(1, len(logs) - 1)
+        low = high - 1
+        return low + ((wanted - logs[low]) / (logs[high] - logs[low])).clamp(0, 1)
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Sequence[Any]) -> Tensor:
+        wide = expand(sigma, x)
+        scale = (wide.square() + 1).rsqrt()
+        out = self.predict((x * scale).to(self.dtype), self._timestep(sigma), cond).float()
+        if self.v_prediction:
+            return x * scale.square() - wide * scale * out
+        return x - wide * out
+
+
+class UNetModel:
+    """A diffusers UNet with its text encoder and autoencoder, as the core's `teaching.Model`."""
+
+    generic_captions: Sequence[str] = GENERIC_CAPTIONS
+
+    def __init__(self, unet: nn.Module, denoiser: Any):
+        self.unet, self.denoiser = unet, denoiser
+        config: Any = unet.config
+        self.layout: Mapping[str, Any] = layout_of(config)
+        self._native = {path: f"diffusion_model.{native}" for path, native in diffusers_unet_names(config).items()}
+        self.fingerprint = fingerprint(unet)
+
+    def layers(self, targets: str) -> dict[str, nn.Module]:
+        chosen = choose_layers(self.unet, targets, prefix="")
+        return {self._native[path]: module for path, module in chosen.items()}
+
+    @contextmanager
+    def using(self, composed: Mapping[str, Pair]):
+        """While open, the model draws with these concepts; the weights are not touched."""
+        layers = {self._native[path]: module for path, module in self.unet.named_modules() if path in self._native}
+        unknown = [name for name in composed if name not in layers]
+        if unknown:
+            raise SeqLoRAError(f"This model has no layer {unknown[0]}; use the model that the library belongs to.")
+        with attached(layers, stacks_of(composed, self.denoiser.device, self.denoiser.dtype)):
+            yield self
+
+
+class DemoModel(UNetModel):
+    """The demo model."""
+
+    generic_captions = [f"a photo of {e.name}" for e in all_emoji() if not e.held_out][::19]
+
+    def __init__(self, path: Path | None = None):
+        from ..demo import micro
+
+        self.micro = micro.load_micro(path or micro.WEIGHTS)
+        unet = self.micro.unet
+
+        def predict(x: Tensor, timestep: Tensor, cond: Sequence[Tensor]) -> Tensor:
+            return unet(x, timestep, torch.stack(list(cond))).sample
+
+        super().__init__(unet, FlowDenoiser(predict, torch.device("cpu")))
+
+    def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        from ..demo.micro import PATCH
+
+        latents = []
+        for picture in pictures:
+            height, width = (side // PATCH * PATCH for side in picture.shape[:2])
+            pixels = picture[:height, :width].movedim(-1, 0).float() * 2 - 1
+            latents.append(self.micro.vae.encode(pixels[None])[0])
+        return latents
+
+    @torch.no_grad()
+    def encode_captions(self, captions: Sequence[str]) -> list[Tensor]:
+        return list(self.micro.encode_text(list(captions)))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (n, 16, h, w) -> pictures (n, H, W, 3) in 0..1."""
+        return (self.micro.vae.decode(latents).movedim(1, -1) + 1) / 2
+
+    latent_shape = (16, 16, 16)
+
+
+def stacks_of(composed: Mapping[str, Pair], device: torch.device, dtype: torch.dtype) -> list[Stack]:
+    """A composed adapter in the form that `attached` takes."""
+    return [Stack([name], A[None].float().to(device), B[None].float().to(device), dtype) for name, (A, B) in composed.items()]
+
+
+def fingerprint(model: nn.Module, samples: int = 8) -> str:
+    """A hash of a few values of a few weights: tells fine-tunes of one family apart."""
+    digest = hashlib.sha256()
+    weights = sorted(model.named_parameters())
+    for name, weight in weights[:: max(1, len(weights) // samples)]:
+        values = weight.detach().flatten()[:16].float().cpu()
+        digest.update(name.encode() + values.half().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+

@@ -1,0 +1,77 @@
+"""How much concepts get in each other's way. All from the adapters and the stored moments; no forward runs.
+
+Reports sum over layers before they divide: a ratio per layer is ruled by layers in which nothing happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .adapter import Concept
+from .moments import Moment, Moments
+
+
+def basis_error(concepts: Sequence[Concept]) -> tuple[float, float]:
+    """(max |B_i'B_j| over pairs i != j, max |B_i'B_i - I|) over all layers."""
+    across = within = 0.0
+    for layer in concepts[0]:
+        B = torch.cat([c[layer].B.double() for c in concepts], 1)
+        gram = B.mT @ B - torch.eye(B.shape[1], dtype=torch.float64)
+        start = 0
+        for concept in concepts:
+            stop = start + concept[layer].B.shape[1]
+            within = max(within, float(gram[start:stop, start:stop].abs().max()))
+            gram[start:stop, start:stop] = 0
+            start = stop
+        across = max(across, float(gram.abs().max()))
+    return across, within
+
+
+def overlap(concepts: Sequence[Concept]) -> Tensor:
+    """(t, t): sum over layers of ||B_i'B_j||^2, divided by that of i with itself."""
+    total = torch.zeros(len(concepts), len(concepts), dtype=torch.float64)
+    for layer in concepts[0]:
+        for i, one in enumerate(concepts):
+            for j, other in enumerate(concepts):
+                total[i, j] += (one[layer].B.double().mT @ other[layer].B.double()).square().sum()
+    return total / total.diagonal()[:, None]
+
+
+def _captured(B: Tensor, factor: Tensor, diagonal: Tensor) -> Tensor:
+    """B'CB."""
+    seen = factor.mT @ B
+    return seen.mT @ seen + B.mT @ (diagonal[:, None] * B)
+
+
+def crosstalk(concepts: Sequence[Concept], moments: Sequence[Moments]) -> Tensor:
+    """(t, t): ||A_i B_i' X_j||^2 over ||A_j B_j' X_j||^2, each summed over layers; the diagonal is 1."""
+    count = len(concepts)
+    energy = torch.zeros(count, count, dtype=torch.float64)
+    for j, seen in enumerate(moments):
+        factors = {key: moment.factor() for key, moment in seen.by_input.items()}
+        for layer in concepts[0]:
+            factor, diagonal = factors[seen.input_of[layer]]
+            for i, concept in enumerate(concepts):
+                A, B = concept[layer].A.double(), concept[layer].B.double()
+                energy[i, j] += (A.mT @ A * _captured(B, factor, diagonal)).sum()
+    return energy / energy.diagonal()[None, :].clamp(min=1e-30)
+
+
+def captured_energy(concept: Concept, moments: Moments) -> float:
+    """tr(B'CB) / tr(C), each summed over layers: how much of what the concept's layers see its basis can act on."""
+    inside = whole = 0.0
+    for layer, (_, B) in concept.items():
+        moment: Moment = moments[layer]
+        factor, diagonal = moment.factor()
+        inside += float(_captured(B.double(), factor, diagonal).trace())
+        whole += float(moment.diagonal.double().sum())
+    return inside / whole
+
+
+def change_norm(concept: Concept) -> float:
+    """||dW||_F over all layers."""
+    total = sum(float((A.double().mT @ A.double() * (B.double().mT @ B.double())).sum()) for A, B in concept.values())
+    return total**0.5

@@ -1,0 +1,208 @@
+"""Teaching a concept into a library, from pictures to file: what the node and the command line share."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from . import metrics
+from .adapter import layer_shapes
+from .errors import SeqLoRAError
+from .library import Base, Library, Record, request_hash
+from .names import checked_name
+from .objective import Denoiser, Examples
+from .settings import Settings
+from .trainer import Progress, measure_prior, train_concept
+
+MIN_SIDE = 16  # pixels
+GENERIC_CAPTIONS = (
+    "a photo of a person",
+    "a portrait of a woman",
+    "a man walking on a street",
+    "a group of people",
+    "a photo of a dog",
+    "a photo of a cat",
+    "a bird on a branch",
+    "a car on a road",
+    "a house with a garden",
+    "a landscape with mountains",
+    "a city at night",
+    "a plate of food",
+    "a toy on a table",
+    "a flower in a vase",
+    "an object on a white background",
+    "a painting of a boat",
+)
+
+
+class Model(Protocol):
+    """A text-to-image model as a host gives it to us."""
+
+    denoiser: Denoiser
+    layout: Mapping[str, Any]  # see keys.py
+    fingerprint: str
+    generic_captions: Sequence[str]  # that stand for everything else the model can draw
+
+    def layers(self, targets: str) -> dict[str, nn.Module]: ...
+
+    def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        """Pictures (h, w, 3) in 0..1 -> latents (c, h', w') as the denoiser sees them."""
+        ...
+
+    def encode_captions(self, captions: Sequence[str]) -> list[Any]:
+        """Captions -> conditionings that the denoiser takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is to be taught. Pictures are (h, w, 3) in 0..1; without captions `a photo of {trigger} {class word}` is used."""
+
+    name: str
+    trigger: str
+    class_word: str
+    pictures: Sequence[Tensor]
+    captions: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Taught:
+    library: Library
+    record: Record
+    losses: Sequence[float]
+    report: Mapping[str, Any]
+    reused: bool = False  # the same request had been taught before
+
+
+def prepare_captions(lesson: Lesson) -> tuple[list[str], int]:
+    """One caption per picture, each with the trigger in it; also how often it had to be put in front."""
+    subject = f"{lesson.trigger} {lesson.class_word}".strip()
+    if not lesson.captions:
+        return [f"a photo of {subject}"] * len(lesson.pictures), 0
+    if len(lesson.captions) != len(lesson.pictures):
+        raise SeqLoRAError(
+            f"There are {len(lesson.captions)} captions for {len(lesson.pictures)} pictures; give one caption per picture, or none."
+        )
+    prepared, added = [], 0
+    for caption in lesson.captions:
+        if re.search(rf"(?<!\w){re.escape(lesson.trigger)}(?!\w)", caption, re.IGNORECASE):
+            prepared.append(caption.strip())
+        else:
+            prepared.append(f"{lesson.trigger} {caption.strip()}".strip())
+            added += 1
+    return prepared, added
+
+
+def check_lesson(lesson: Lesson) -> Lesson:
+    """The lesson with clean names. Raises SeqLoRAError, before any long work, for what cannot be taught."""
+    name = checked_name(lesson.name, "concept name")
+    trigger = lesson.trigger.strip()
+    if not trigger:
+        raise SeqLoRAError("The trigger is empty; give a made-up word that stands for the concept in prompts.")
+    if not lesson.pictures:
+        raise SeqLoRAError("There are no pictures; connect at least one image.")
+    for number, picture in enumerate(lesson.pictures, 1):
+        if picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape[:2]) < MIN_SIDE:
+            raise SeqLoRAError(
+                f"Picture {number} has shape {tuple(picture.shape)}; pictures must be RGB, at least {MIN_SIDE} pixels a side."
+            )
+        if not torch.isfinite(picture).all():
+            raise SeqLoRAError(f"Picture {number} holds values that are not numbers; replace it.")
+        if float(picture.max() - picture.min()) < 1 / 255:
+            raise SeqLoRAError(f"Picture {number} is one flat colour; replace it.")
+    lesson = Lesson(name, trigger, lesson.class_word.strip(), lesson.pictures, tuple(lesson.captions))
+    prepare_captions(lesson)
+    return lesson
+
+
+def data_hash(lesson: Lesson) -> str:
+    digest = hashlib.sha256()
+    for picture, caption in zip(lesson.pictures, prepare_captions(lesson)[0], strict=True):
+        digest.update(f"{tuple(picture.shape)} {caption}\n".encode())
+        digest.update((picture * 255).round().to(torch.uint8).cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def thumbnail(picture: Tensor, side: int = 256) -> bytes:
+    image = Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=85)
+    return buffer.getvalue()
+
+
+def teach(library: Library, lesson: Lesson, settings: Settings, model: Model) -> Generator[Progress, None, Taught]:
+    """Teaches a concept and files it; a request that was taught before is found again instead.
+
+    Raises SeqLoRAError with nothing written. Closing the generator leaves model and library as they were.
+    """
+    lesson = check_lesson(lesson)
+    layers = model.layers(library.targets)
+    shapes = {name: list(shape) for name, shape in layer_shapes(layers).items()}
+    library.check_base(shapes)
+    request = request_hash(
+        data_hash(lesson), lesson.trigger, lesson.class_word, asdict(settings), library.rank, library.capacity, model.fingerprint
+    )
+    with library.writing() as library:
+        for record in library.concepts:
+            if record.name == lesson.name and record.request == request:
+                return Taught(library, record, (), dict(record.metrics) | {"reused": True}, reused=True)
+        library.free_name(lesson.name)
+        library.check_base(shapes)
+        began = time.monotonic()
+        captions, added = prepare_captions(lesson)
+        examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(captions))
+        prior = library.prior()
+        needs_prior = settings.interference > 0 or settings.basis_start == "contrastive"
+        if prior is None and needs_prior:
+            uncond, *generic = model.encode_captions(["", *model.generic_captions])
+            prior = yield from measure_prior(model.denoiser, layers, examples.latents[0].shape, generic, uncond)
+        earlier = [library.load(name) for name in library.names]
+        trained = yield from train_concept(
+            model.denoiser,
+            layers,
+            examples,
+            settings,
+            library.ranks(shapes),
+            earlier,
+            prior if needs_prior else None,
+            library.moments_sum() if needs_prior else None,
+        )
+        across, within = metrics.basis_error([*earlier, trained.pairs])
+        report = {
+            "steps": settings.steps,
+            "seconds": round(time.monotonic() - began, 1),
+            "first_loss": _mean(trained.losses[:10]),
+            "last_loss": _mean(trained.losses[-10:]),
+            "captions_given_the_trigger": added,
+            "largest_overlap_entry": across,
+            "largest_orthonormality_error": within,
+            "captured_energy": metrics.captured_energy(trained.pairs, trained.moments),
+            "change_norm": metrics.change_norm(trained.pairs),
+            "full_layers": len(trained.full_layers),
+        }
+        library = library.with_base(Base(dict(model.layout), shapes, model.fingerprint), prior)
+        library = library.add(
+            lesson.name,
+            lesson.trigger,
+            lesson.class_word,
+            trained,
+            asdict(settings),
+            request,
+            report,
+            thumbnail(lesson.pictures[0]),
+        )
+        return Taught(library, library.find(lesson.name), trained.losses, report)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / max(len(values), 1), 6)
