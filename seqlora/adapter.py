@@ -7,7 +7,7 @@ W (m x n) is the pair A (m x r), B (n x r) with dW = A B'.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -97,8 +97,8 @@ class Stack:
     def gather(self) -> None:
         """Brings the gradients to the masters after a backward."""
         if self._live_A is not self.A:
-            self.A.grad.copy_(self._live_A.grad)  # type: ignore[union-attr]
-            self.B.grad.copy_(self._live_B.grad)  # type: ignore[union-attr]
+            self.A.grad.copy_(self._live_A.grad)  # type: ignore[union-attr,arg-type]
+            self.B.grad.copy_(self._live_B.grad)  # type: ignore[union-attr,arg-type]
 
     def zero_grad(self) -> None:
         for tensor in (self.A, self.B, self._live_A, self._live_B):
@@ -139,11 +139,12 @@ class Context:
                 if name in concept:
                     pair = concept[name]
                     A[i, :, : pair.A.shape[1]], B[i, :, : pair.B.shape[1]] = pair.A, pair.B
-            As.append(A), Bs.append(B)
+            As.append(A)
+            Bs.append(B)
             columns.append(torch.arange(start, start + rank))
             start += rank
-        place = {"device": stack.A.device, "dtype": stack.dtype}
-        return ContextStack(stack.names, torch.cat(As, 2).to(**place), torch.cat(Bs, 2).to(**place), columns)
+        device, dtype = stack.A.device, stack.dtype
+        return ContextStack(stack.names, torch.cat(As, 2).to(device, dtype), torch.cat(Bs, 2).to(device, dtype), columns)
 
     def draw(self, chosen: Sequence[int]) -> None:
         """Turns exactly these earlier concepts on."""
@@ -162,7 +163,7 @@ def attached(layers: Mapping[str, nn.Module], stacks: Sequence[Stack], context: 
     """While open, every layer's output has A B' x added, and the context's; no weight is touched."""
     pairs = {name: (stack.A_of[name], stack.B_of[name]) for stack in stacks for name in stack.names}
 
-    def hook(name: str):
+    def hook(name: str) -> Callable[..., Tensor]:
         A, B = pairs[name]
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors.torch import save
 from torch import Tensor
@@ -25,7 +27,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(beside, path)
         _sync_folder(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         raise SeqLoRAError(f"Could not write {path} ({error.strerror}); check the disk's space and permissions.") from error
 
 
@@ -41,7 +44,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow_hash(file)
 
 
-def _slow_hash(file) -> str:  # Python 3.10
+def _slow_hash(file: BinaryIO) -> str:  # Python 3.10
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)

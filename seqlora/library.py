@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from .trainer import Trained, layer_rank
 
 FORMAT = 1
 MANIFEST = "library.json"
+PRIOR = "moments/base.safetensors"
 MAX_MANIFEST = 64 << 20
 ORTHOGONALITY = 1e-3  # largest error of B'B = I that a file may have; fp16 files reach 2e-4
 
@@ -113,7 +114,9 @@ class Library:
         try:
             found = json.loads(data)
             if found["format"] != FORMAT:
-                raise SeqLoRAError(f"{path / MANIFEST} has format {found['format']}; this version reads {FORMAT}. Update the pack.")
+                raise SeqLoRAError(
+                    f"{path / MANIFEST} has format {found['format']}; this version reads {FORMAT}. Update the pack."
+                )
             base = Base(**found["base"]) if found["base"] else None
             concepts = tuple(Record(**entry) for entry in found["concepts"])
             library = cls(path, found["rank"], found["capacity"], found["targets"], base, concepts, _digest(data))
@@ -137,7 +140,7 @@ class Library:
         return replace(self, digest=_digest(data))
 
     @contextmanager
-    def writing(self):
+    def writing(self) -> Iterator[Library]:
         """One writer at a time, for the whole of a training: concept t must be orthogonal to 1 .. t-1.
 
         Gives the library as it is now. Raises SeqLoRAError at once if another writer is at work.
@@ -179,9 +182,13 @@ class Library:
             if file_hash(path) != record.sha256:
                 raise SeqLoRAError(f"{path} was changed since it was taught; restore it, or remove concept '{name}'.")
             with safe_open(path, "pt") as file:
-                concept = from_native({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise SeqLoRAError(f"{path} cannot be read ({error}); restore it, or remove concept '{name}'.") from error
+        try:
+            concept = from_native(tensors)
+        except SeqLoRAError as error:
+            raise SeqLoRAError(f"{path} is no concept file: {error}") from error
         self._check(path, concept)
         return concept
 
@@ -196,18 +203,22 @@ class Library:
                 raise SeqLoRAError(f"{path}: layer {layer} holds values that are not numbers; restore the file.")
             error = float((B.float().mT @ B.float() - torch.eye(B.shape[1])).abs().max())
             if error > ORTHOGONALITY:
-                raise SeqLoRAError(f"{path}: the basis of layer {layer} is not orthonormal (error {error:.1e}); restore the file.")
+                raise SeqLoRAError(
+                    f"{path}: the basis of layer {layer} is not orthonormal (error {error:.1e}); restore the file."
+                )
 
     def _inside(self, relative: str) -> Path:
         path = (self.path / relative).resolve()
         if not path.is_relative_to(self.path.resolve()):
-            raise SeqLoRAError(f"Library '{self.path.name}' names a file outside its folder ({relative}); it was tampered with.")
+            raise SeqLoRAError(
+                f"Library '{self.path.name}' names a file outside its folder ({relative}); it was tampered with."
+            )
         return path
 
     def prior(self) -> Moments | None:
         """G, once it was measured."""
-        path = self.path / "moments" / "base.safetensors"
-        return _read_moments(path) if path.exists() else None
+        path = self.path / PRIOR
+        return _read_moments(path) if self.base and path.exists() else None  # without a base it is what a crash left
 
     def moments(self, name: str) -> Moments:
         return _read_moments(self.path / "moments" / f"{self.find(name).id:04d}.safetensors")
@@ -237,8 +248,8 @@ class Library:
 
     def with_base(self, base: Base, prior: Moments | None) -> Library:
         """Binds a new library to its model and files the model's own moments."""
-        if prior is not None:
-            _write_moments(self.path / "moments" / "base.safetensors", prior)
+        if prior is not None and self.prior() is None:
+            _write_moments(self.path / PRIOR, prior)
         return replace(self, base=base)._write() if self.base is None else self
 
     def add(
@@ -258,15 +269,14 @@ class Library:
         file = f"concepts/{number:04d}-{slug(name)}.safetensors"
         created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         ranks = {layer: pair.A.shape[1] for layer, pair in trained.pairs.items()}
-        header = self._header(name, trigger, class_word, created, ranks, settings, number)
+        record = Record(
+            number, name, trigger, class_word, file, "", created, request, ranks, trained.full_layers, settings, metrics or {}
+        )
         _write_moments(self.path / "moments" / f"{number:04d}.safetensors", trained.moments)
         if thumbnail:
             write_bytes(self.path / "thumbnails" / f"{number:04d}.webp", thumbnail)
-        sha256 = write_tensors(self.path / file, to_native(trained.pairs), header)
-        record = Record(
-            number, name, trigger, class_word, file, sha256, created, request, ranks, trained.full_layers, settings, metrics or {}
-        )
-        return replace(self, concepts=(*self.concepts, record))._write()
+        sha256 = write_tensors(self.path / file, to_native(trained.pairs), self._header(record))
+        return replace(self, concepts=(*self.concepts, replace(record, sha256=sha256)))._write()
 
     def free_name(self, name: str) -> str:
         """The checked name. Raises SeqLoRAError if a concept has it already."""
@@ -275,21 +285,22 @@ class Library:
             raise SeqLoRAError(f"Library '{self.path.name}' has a concept '{name}' already; choose another name.")
         return name
 
-    def _header(self, name, trigger, class_word, created, ranks, settings, number) -> dict[str, str]:
+    def _header(self, record: Record) -> dict[str, str]:
         family = self.base.family if self.base else "other"
-        own = {"format": FORMAT, "id": number, "name": name, "trigger": trigger, "class_word": class_word, "created": created}
+        rank = str(max(record.ranks.values(), default=0))
+        own = {key: getattr(record, key) for key in ("id", "name", "trigger", "class_word", "created")}
         return {
             "modelspec.sai_model_spec": "1.0.0",
             "modelspec.architecture": f"{family}/lora",
-            "modelspec.title": name,
-            "modelspec.date": created,
-            "modelspec.trigger_phrase": f"{trigger} {class_word}".strip(),
+            "modelspec.title": record.name,
+            "modelspec.date": record.created,
+            "modelspec.trigger_phrase": f"{record.trigger} {record.class_word}".strip(),
             "modelspec.implementation": "seqlora",
             "ss_network_module": "networks.lora",
-            "ss_network_dim": str(max(ranks.values(), default=0)),
-            "ss_network_alpha": str(max(ranks.values(), default=0)),
-            "ss_output_name": name,
-            "seqlora": json.dumps(own | {"library": self.path.name, "settings": dict(settings)}),
+            "ss_network_dim": rank,
+            "ss_network_alpha": rank,
+            "ss_output_name": record.name,
+            "seqlora": json.dumps({"format": FORMAT, "library": self.path.name, **own, "settings": dict(record.settings)}),
         }
 
 

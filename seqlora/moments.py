@@ -7,8 +7,9 @@ positive-semidefinite matrix from streaming data") and the exact diagonal. Both 
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -56,10 +57,9 @@ class Moment:
         shifted = sketch + shift * omega
         core = omega.mT @ shifted
         lower, failed = torch.linalg.cholesky_ex((core + core.mT) / 2)
-        if failed:  # rounding made the core indefinite; its eigenvalues say by how much
+        if failed:  # C has a lower rank than the sketch; what lies below the rounding of its fp32 sums is left out
             values, vectors = torch.linalg.eigh((core + core.mT) / 2)
-            floor = values.max().clamp(min=1e-300) * 1e-12
-            half = shifted @ (vectors * values.clamp(min=floor).rsqrt())
+            half = shifted @ (vectors * torch.where(values > 1e-6 * values.max(), values, math.inf).rsqrt())
         else:
             half = torch.linalg.solve_triangular(lower.mT, shifted, upper=True, left=False)
         left, singular, _ = torch.linalg.svd(half, full_matrices=False)
@@ -110,7 +110,7 @@ class Recorder:
                 handle.remove()
             self._live.clear()
 
-    def _hook(self, name: str):
+    def _hook(self, name: str) -> Callable[..., None]:
         @torch.no_grad()
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0]

@@ -7,9 +7,10 @@ import unicodedata
 
 from .errors import SeqLoRAError
 
-MAX_LENGTH = 64
+MAX_LENGTH = 128  # bytes in UTF-8; a file name may have 255, with what is added to it
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|#]')
+_FORBIDDEN = re.compile(r'[/\\:*?"<>|#]')
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, half a character, line ends
 
 
 def checked_name(name: str, what: str) -> str:
@@ -17,11 +18,13 @@ def checked_name(name: str, what: str) -> str:
     name = unicodedata.normalize("NFC", name).strip()
     if not name:
         raise SeqLoRAError(f"The {what} is empty; give it a name.")
-    if len(name) > MAX_LENGTH:
-        raise SeqLoRAError(f"The {what} has {len(name)} characters; use at most {MAX_LENGTH}.")
-    bad = _FORBIDDEN.search(unicodedata.normalize("NFKC", name))
-    if bad or name.startswith(".") or name.endswith(".") or _RESERVED.fullmatch(name):
-        why = f"contains {bad.group()!r}" if bad else "is no plain name"
+    length = len(name.encode(errors="replace"))
+    if length > MAX_LENGTH:
+        raise SeqLoRAError(f"The {what} is {length} bytes long; use at most {MAX_LENGTH}.")
+    plain = unicodedata.normalize("NFKC", name)  # in which look-alikes of / : and the like are those
+    bad = next((c for c in plain if _FORBIDDEN.match(c) or unicodedata.category(c) in _UNSEEN), None)
+    if bad or plain.startswith(".") or plain.endswith(".") or _RESERVED.fullmatch(plain):
+        why = f"contains {bad!r}" if bad else "is no plain name"
         raise SeqLoRAError(f"The {what} {name!r} {why}; use letters, digits, spaces, dashes and underscores.")
     return name
 

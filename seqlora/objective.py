@@ -1,6 +1,6 @@
 """The denoising objective, in k-diffusion's terms: a denoiser is one callable that predicts the clean latents.
 
-The noise level is sigma. Discrete (eps and v) models see x = x0 + sigma * noise; flow models x = (1 - sigma) x0 + sigma * noise.
+The noise level is sigma. Discrete (eps and v) models see x = x0 + sigma * noise, flow models (1 - sigma) x0 + sigma * noise.
 """
 
 from __future__ import annotations

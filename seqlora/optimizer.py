@@ -71,8 +71,8 @@ class Rates:
 
 
 class BilevelOptimizer:
-    """Moves the stacks. `gradients(level)` must run one forward and backward on a fresh batch and leave the loss's gradients,
-    penalties included, in the stacks; level is "lower" or "upper"."""
+    """Moves the stacks. `gradients(level)` must run one forward and backward and leave the loss's gradients, penalties
+    included, in the stacks; level is "lower" or "upper", each on a fresh batch, or "lower again", on the last lower batch."""
 
     def __init__(
         self,
@@ -98,12 +98,13 @@ class BilevelOptimizer:
         self.lower.param_groups[0]["lr"] = self.rates.coefficients * factor
         self.upper.param_groups[0]["lr"] = self.rates.basis * factor
         self.turn = (self.turn + 1) % (self.inner_steps + 1)
-        if self.schedule == "finite_difference" and self.turn == 0 and self.rates.basis:
+        moves_basis = self.rates.basis > 0 and (self.schedule == "joint" or self.turn == 0)
+        if self.schedule == "finite_difference" and moves_basis:
             return self._look_ahead(gradients)
         loss = self._pass(gradients, "lower")
-        if self.schedule == "joint" or self.turn != 0:
+        if self.schedule == "joint" or not moves_basis:
             self.lower.step()
-        if self.rates.basis and (self.schedule == "joint" or self.turn == 0):
+        if moves_basis:
             self._move_bases()
         self._renew()
         return loss
@@ -170,5 +171,3 @@ class BilevelOptimizer:
             gradient = stack.B.grad if constraint is None else tangent(stack.B.grad, stack.B, constraint.earlier)  # type: ignore[arg-type]
             total += float(gradient.square().sum())  # type: ignore[union-attr]
         return math.sqrt(total)
-
-

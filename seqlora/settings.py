@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -17,6 +18,7 @@ class Settings:
     seed: int = 0
     basis_start: Literal["contrastive", "pca", "random"] = "contrastive"
     orthogonality: Literal["exact", "metric", "free"] = "exact"  # free: plain LoRA, no manifold at all
+    when_full: Literal["metric", "refuse"] = "metric"  # for layers that have no room for another orthogonal basis
     context: Literal["stochastic", "modular", "cumulative"] = "stochastic"
     schedule: Literal["joint", "alternating", "finite_difference"] = "joint"
     inner_steps: int = 4  # lower-level steps per upper-level step of the two alternating schedules
@@ -29,8 +31,8 @@ class Settings:
             choices = get_args(hints[name])
             if choices and value not in choices:
                 raise SeqLoRAError(f"{name} is '{value}', but must be one of: {', '.join(choices)}.")
-            if not choices and not value >= 0:
-                raise SeqLoRAError(f"{name} is {value}, but must not be negative.")
+            if not choices and not 0 <= value < math.inf:
+                raise SeqLoRAError(f"{name} is {value}, but must be a number that is not negative.")
         for name in ("steps", "batch_size", "inner_steps"):
             if getattr(self, name) < 1:
                 raise SeqLoRAError(f"{name} is {getattr(self, name)}, but must be at least 1.")

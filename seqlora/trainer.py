@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -119,6 +120,37 @@ def earlier_directions(name: str, width: int, earlier: Sequence[Concept]) -> Ten
     return left[:, singular > 1e-4]
 
 
+def constrain(
+    settings: Settings, shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], earlier: Sequence[Concept]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """F of every layer, and the full layers: those without room for another orthogonal basis, whose F is empty."""
+    directions, full = {}, []
+    for name, (_, n) in shapes.items():
+        F = earlier_directions(name, n, earlier if settings.orthogonality == "exact" else ())
+        if F.shape[1] + ranks[name] > n:
+            full.append(name)
+            F = F[:, :0]
+        directions[name] = F
+    if full and settings.when_full == "refuse":
+        raise SeqLoRAError(
+            f"The library is full: {len(full)} layers (first {full[0]}) have no room for another concept of this rank; "
+            "set when_full to metric, or start a library with a larger capacity."
+        )
+    return directions, full
+
+
+@contextmanager
+def memory_advice(settings: Settings) -> Iterator[None]:
+    """Says what to lower when the device runs out of memory."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise SeqLoRAError(
+            f"The device ran out of memory; lower batch_size (now {settings.batch_size}), the pictures' size "
+            "or the library's rank, or choose fewer targets."
+        ) from error
+
+
 def start_basis(
     settings: Settings, name: str, rank: int, earlier: Tensor, own: Moments, others: Moments | None, rng: torch.Generator
 ) -> Tensor:
@@ -132,12 +164,11 @@ def start_basis(
 def interference_of(stack: Stack, penalised: Moments) -> Interference:
     factors = {key: penalised.by_input[key].factor() for key in dict.fromkeys(penalised.input_of[n] for n in stack.names)}
     keys = [penalised.input_of[name] for name in stack.names]
-    place = {"device": stack.B.device, "dtype": torch.float32}
     energy = torch.tensor([penalised.output_energy[name] for name in stack.names])
     return Interference(
-        torch.stack([factors[key][0] for key in keys]).to(**place),
-        torch.stack([factors[key][1] for key in keys]).to(**place),
-        (1 / energy.clamp(min=1e-12)).to(**place),
+        torch.stack([factors[key][0] for key in keys]).to(stack.B),
+        torch.stack([factors[key][1] for key in keys]).to(stack.B),
+        (1 / energy.clamp(min=1e-12)).to(stack.B),
     )
 
 
@@ -154,26 +185,19 @@ def train_concept(
     """Teaches one concept; yields progress after every pass and returns the result.
 
     `earlier` are the library's concepts in order, `earlier_moments` the sum of their moments, `prior` is G. Closing the
-    generator at any point leaves the model as it was. Raises SeqLoRAError on a loss that is not finite.
+    generator at any point leaves the model as it was. Raises SeqLoRAError on a loss that is not finite, when memory runs out,
+    and before any work where a layer is full and `when_full` is "refuse".
     """
+    shapes = layer_shapes(layers)
+    constrained, full_layers = constrain(settings, shapes, ranks, earlier)
     rng = torch.Generator().manual_seed(settings.seed)
     batches = Batches(examples, denoiser, settings.batch_size, rng)
     forwards = -(-MEASURED_SAMPLES // settings.batch_size)
-    own = yield from measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
+    with memory_advice(settings):
+        own = yield from measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
 
     others, penalised = _everything_else(prior, earlier_moments, len(earlier))
-    full_layers, bases, constrained = [], {}, {}
-    shapes = layer_shapes(layers)
-    for name, (_, n) in shapes.items():
-        F = torch.zeros(n, 0, dtype=torch.float64)
-        if settings.orthogonality == "exact":
-            F = earlier_directions(name, n, earlier)
-            if F.shape[1] + ranks[name] > n:
-                full_layers.append(name)
-                F = F[:, :0]
-        bases[name] = start_basis(settings, name, ranks[name], F, own, others, rng)
-        constrained[name] = F
-
+    bases = {name: start_basis(settings, name, ranks[name], F, own, others, rng) for name, F in constrained.items()}
     stacks = build_stacks(shapes, bases, denoiser.device, denoiser.dtype)
     free = settings.orthogonality == "free"
     constraints = [None if free else _constraint(stack, constrained) for stack in stacks]
@@ -189,12 +213,13 @@ def train_concept(
         settings.inner_steps,
     )
     result = Trained({}, own, full_layers)
-    batch, penalty = batches.next(), torch.zeros(())
+    lower_batch, penalty = batches.next(), torch.zeros(())
 
     def gradients(level: str) -> Tensor:
-        nonlocal batch, penalty
-        if level != "lower again":
-            batch = batches.next()
+        nonlocal lower_batch, penalty
+        batch = lower_batch if level == "lower again" else batches.next()
+        if level == "lower":
+            lower_batch = batch
         with torch.enable_grad():
             loss = denoising_loss(denoiser, batch)
             loss.backward()
@@ -205,7 +230,7 @@ def train_concept(
         penalty = torch.stack(parts).sum() if parts else penalty
         return loss.detach()
 
-    with attached(layers, stacks, context):
+    with memory_advice(settings), attached(layers, stacks, context):
         for turn in range(settings.steps):
             if context.count and turn % CONTEXT_STEPS == 0:
                 context.draw(_draw(settings.context, context.count, rng))

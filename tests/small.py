@@ -1,0 +1,109 @@
+"""A real but tiny torch model, its Denoiser, and the teaching.Model around it: what the tests of the core train."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqlora.adapter import choose_layers, layer_shapes
+from seqlora.objective import Examples, expand, flow_noise, flow_weight, stratified
+from seqlora.settings import Settings
+
+WIDTH = 32
+TOKENS = 16
+QUICK = Settings(steps=12, batch_size=8, learning_rate=1e-2, basis_learning_rate=3e-3)
+
+
+class SmallNet(nn.Module):
+    """Two blocks: q and k read one tensor, the others one each; all have biases."""
+
+    def __init__(self, width: int = WIDTH):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "attn_q": nn.Linear(width, width),
+                    "attn_k": nn.Linear(width, width),
+                    "mlp_in": nn.Linear(width, 2 * width),
+                    "mlp_out": nn.Linear(2 * width, width),
+                }
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + torch.tanh(block["attn_q"](x)) * block["attn_k"](x)
+            x = x + block["mlp_out"](torch.relu(block["mlp_in"](x)))
+        return x
+
+
+class SmallDenoiser:
+    """A flow denoiser on latents (TOKENS, width); a conditioning is a vector (width,)."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, width: int = WIDTH, dtype: torch.dtype = torch.float32):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = SmallNet(width).to(dtype).requires_grad_(False)
+        self.dtype = dtype
+
+    def sample_sigmas(self, n: int, generator: torch.Generator) -> Tensor:
+        return stratified(n, generator) * 0.98 + 0.01
+
+    def sigmas(self, steps: int) -> Tensor:
+        return torch.linspace(1, 0, steps + 1)
+
+    add_noise = staticmethod(flow_noise)
+    loss_weight = staticmethod(flow_weight)
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Sequence[Any]) -> Tensor:
+        seen = (x + torch.stack(list(cond))[:, None]).to(self.dtype)
+        return x - expand(sigma, x) * self.net(seen).float()
+
+
+class SmallModel:
+    """What a host gives to teaching.teach."""
+
+    layout = {"family": "other"}
+    generic_captions = ("a dog", "a cat", "a house", "a tree")
+
+    def __init__(self, width: int = WIDTH):
+        self.denoiser = SmallDenoiser(width)
+        self.fingerprint = f"small {width}"
+
+    def layers(self, targets: str) -> dict[str, nn.Module]:
+        return choose_layers(self.denoiser.net, targets)
+
+    def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        width = self.denoiser.net.blocks[0]["attn_q"].in_features
+        return [nn.functional.adaptive_avg_pool2d(p.permute(2, 0, 1), (TOKENS, width)).mean(0) * 2 - 1 for p in pictures]
+
+    def encode_captions(self, captions: Sequence[str]) -> list[Any]:
+        width = self.denoiser.net.blocks[0]["attn_q"].in_features
+        return [torch.randn(width, generator=torch.Generator().manual_seed(zlib.crc32(c.encode()))) for c in captions]
+
+
+def small_layers(denoiser: SmallDenoiser) -> dict[str, nn.Module]:
+    return choose_layers(denoiser.net, "attention and mlp")
+
+
+def small_ranks(denoiser: SmallDenoiser, rank: int = 2) -> dict[str, int]:
+    return dict.fromkeys(layer_shapes(small_layers(denoiser)), rank)
+
+
+def small_examples(seed: int, width: int = WIDTH) -> Examples:
+    """Four pictures of one subject: one vector, seen everywhere, plus a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    subject, cond = torch.randn(2, width, generator=generator)
+    return Examples([0.1 * torch.randn(TOKENS, width, generator=generator) + subject for _ in range(4)], [cond] * 4)
+
+
+def small_pictures(seed: int, count: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(24, 24, 3, generator=generator) for _ in range(count)]
