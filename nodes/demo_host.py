@@ -52,6 +52,11 @@ class DemoLatent(comfy.latent_formats.LatentFormat):
     spacial_downscale_ratio = micro.PATCH  # lets the host turn its empty latents, made for a ratio of 8, into ours
 
 
+class DemoBase(comfy.model_base.BaseModel):
+    def encode_adm(self, **kwargs) -> Tensor:
+        return kwargs["cross_attn"].mean(1)  # see micro.velocity()
+
+
 class DemoConfig(comfy.supported_models_base.BASE):
     unet_config = {
         "image_size": micro.UNET_CONFIG["sample_size"],
@@ -67,6 +72,8 @@ class DemoConfig(comfy.supported_models_base.BASE):
         "use_spatial_transformer": True,
         "use_linear_in_transformer": True,
         "legacy": False,
+        "num_classes": "sequential",
+        "adm_in_channels": micro.CONTEXT_DIM,
     }
     unet_extra_config = {"num_heads": -1, "num_head_channels": 32}
     sampling_settings = {"shift": 1.0}
@@ -74,11 +81,8 @@ class DemoConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.float32]
     memory_usage_factor = 0.5
 
-    def model_type(self, state_dict: dict, prefix: str = "") -> comfy.model_base.ModelType:
-        return comfy.model_base.ModelType.FLOW
-
-    def inpaint_model(self) -> bool:
-        return False  # the host takes more than 4 input channels for a mask
+    def get_model(self, state_dict: dict, prefix: str = "", device: torch.device | None = None) -> DemoBase:
+        return DemoBase(self, model_type=comfy.model_base.ModelType.FLOW, device=device)
 
 
 def _load_unet(path: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from seqlora.demo import micro
 from seqlora.demo.classifier import recognise
 from seqlora.demo.micro import IMAGE_SIZE, LATENT_CHANNELS, PATCH, WEIGHTS, MicroModel, load_micro
 from seqlora.demo.pictures import all_emoji
@@ -27,7 +28,7 @@ def sample(model: MicroModel, captions: list[str], noise: torch.Tensor, steps: i
     x, sigmas = noise, torch.linspace(1, 0, steps + 1)
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
         timestep = (sigma * 1000).expand(2 * len(x))
-        asked, free = model.unet(torch.cat([x, x]), timestep, context).sample.chunk(2)
+        asked, free = micro.velocity(model.unet, torch.cat([x, x]), timestep, context).chunk(2)
         x = x + (following - sigma) * (free + guidance * (asked - free))
     return model.vae.decode(x)
 

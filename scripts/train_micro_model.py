@@ -93,6 +93,7 @@ def build(seed: int, glyph_file: Path) -> micro.MicroModel:
     fit_autoencoder(vae, Pictures(glyph_file, seed + 1).batch(2000)[0])
     unet = UNet2DConditionModel(**micro.UNET_CONFIG)
     torch.nn.init.zeros_(unet.conv_out.weight)
+    torch.nn.init.zeros_(unet.class_embedding.linear_2.weight)
     return micro.MicroModel(unet, micro.TextEncoder(len(words)), vae, micro.Tokenizer(words))
 
 
@@ -103,16 +104,18 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 def train(args: argparse.Namespace) -> None:
     model = build(0, args.glyphs)
     model.unet.train(), model.text.train()
+    sketch = torch.nn.Linear(micro.CONTEXT_DIM, micro.LATENT_CHANNELS * 8 * 8)  # of no use after training
     weights = [*model.unet.parameters(), *model.text.parameters()]
     average = copy.deepcopy((model.unet, model.text))
     averaged = [w.requires_grad_(False) for part in average for w in part.parameters()]
-    optimizer = torch.optim.AdamW(weights, args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW([*weights, *sketch.parameters()], args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     start, checkpoint = 0, args.out / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.unet.load_state_dict(state["unet"]), model.text.load_state_dict(state["text"])
         average[0].load_state_dict(state["unet_ema"]), average[1].load_state_dict(state["text_ema"])
         optimizer.load_state_dict(state["optimizer"])
+        sketch.load_state_dict(state["sketch"])
         start = state["step"]
     pictures = Pictures(args.glyphs, 1000 + start)
     clock, losses = time.time(), []
@@ -124,10 +127,14 @@ def train(args: argparse.Namespace) -> None:
         # The fused CPU attention is slow to differentiate in bf16; plain matrix products are not.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             context = model.encode_text(captions)
-            velocity = model.unet((1 - sigma) * latents + sigma * noise, sigma.flatten() * 1000, context).sample
+            velocity = micro.velocity(model.unet, (1 - sigma) * latents + sigma * noise, sigma.flatten() * 1000, context)
+            guess = sketch(context.mean(1))
         loss = (velocity.float() - (noise - latents)).pow(2).mean()
+        # The text encoder has nothing but captions to learn from: ask it what the picture looks like from afar.
+        afar = torch.nn.functional.avg_pool2d(latents, 2).flatten(1)
+        total = loss + 0.3 * (guess.float() - afar).pow(2).mean()
         optimizer.param_groups[0]["lr"] = learning_rate(step + 1, args.steps, args.lr)
-        loss.backward()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -139,7 +146,8 @@ def train(args: argparse.Namespace) -> None:
             clock, losses = time.time(), []
         if (step + 1) % 500 == 0 or step + 1 == args.steps:
             state = {"unet": model.unet.state_dict(), "text": model.text.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"unet_ema": average[0].state_dict(), "text_ema": average[1].state_dict(), "step": step + 1}
+            state |= {"unet_ema": average[0].state_dict(), "text_ema": average[1].state_dict(), "sketch": sketch.state_dict()}
+            state["step"] = step + 1
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             export(model, average, args.out / "micro.safetensors")

@@ -10,6 +10,10 @@ JSON-able dict that a library stores, so that export needs no model:
 A UNet's `down` and `up` list, per level in diffusers' order, the transformer depth beside every resnet (0 = no attention).
 `mid` is the depth in the middle, 0 for one resnet without attention, None for no middle block. `other` is any model that
 diffusers' names are not known for: its concepts still have native and kohya names.
+
+diffusers' SD3 and Flux transformers have q, k and v apart where ComfyUI's have one layer, so a concept taught to them without
+ComfyUI has one basis each and no native name. Its layers are called `transformer.<diffusers module path>`, which ComfyUI's
+own LoRA loader reads as well; every format takes such names beside native ones.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from .adapter import Pair
 from .errors import SeqLoRAError
 
 PREFIX = "diffusion_model."
+TRANSFORMER = "transformer."  # in front of diffusers' own paths
 
 # diffusers -> native, below a resnet
 RESNET = {
@@ -110,7 +115,8 @@ def layout_of(config: Mapping[str, Any]) -> dict[str, Any]:
     down = [level(k, "DownBlock2D", "CrossAttnDownBlock2D", n, d) for k, n, d in zip(down_types, resnets, depths, strict=True)]
     up = [level(k, "UpBlock2D", "CrossAttnUpBlock2D", n + 1, d) for k, n, d in ups]
     mid = level(mid_type, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn", 1, depths[-1])[0] if mid_type is not None else None
-    return {"family": "unet", "down": down, "mid": mid, "up": up, "label_emb": config.get("addition_embed_type") == "text_time"}
+    label_emb = config.get("addition_embed_type") == "text_time" or config.get("class_embed_type") == "projection"
+    return {"family": "unet", "down": down, "mid": mid, "up": up, "label_emb": label_emb}
 
 
 def _each(value: Any, length: int) -> list[Any]:
@@ -164,7 +170,10 @@ def diffusers_unet_names(config: Mapping[str, Any]) -> dict[str, str]:
     Paths have no `diffusion_model.` in front. Every resnet is listed with a shortcut, though not every one has it.
     Raises SeqLoRAError as `layout_of` does.
     """
-    return _unet_names(layout_of(config))
+    names = _unet_names(layout_of(config))
+    if config.get("class_embed_type") == "projection":  # diffusers has two names for what ComfyUI calls label_emb
+        names = {path.replace("add_embedding.", "class_embedding."): native for path, native in names.items()}
+    return names
 
 
 def _unet_names(layout: Mapping[str, Any]) -> dict[str, str]:
@@ -223,12 +232,16 @@ def unet_state_dict_to_native(state_dict: Mapping[str, Tensor], config: Mapping[
 
 def native_to_diffusers(concept: Mapping[str, Pair], layout: Mapping[str, Any]) -> dict[str, Pair]:
     """The concept by diffusers module path. A fused layer becomes several: rows of its A, each with the same B.
+    A layer that has a diffusers name already keeps it.
 
     Raises SeqLoRAError for a layer that diffusers has no name for.
     """
     unet = {native: path for path, native in _unet_names(layout).items()} if layout["family"] == "unet" else {}
     out = {}
     for name, pair in concept.items():
+        if name.startswith(TRANSFORMER) and layout["family"] in TRANSFORMERS:
+            out[name.removeprefix(TRANSFORMER)] = pair
+            continue
         path = name.removeprefix(PREFIX)
         names = (unet[path],) if path in unet else _transformer_names(path, layout["family"])
         if not names:
@@ -271,12 +284,18 @@ def to_native(concept: Mapping[str, Pair]) -> dict[str, Tensor]:
 
 def to_kohya(concept: Mapping[str, Pair], layout: Mapping[str, Any]) -> dict[str, Tensor]:
     """The same in sd-scripts' names, `lora_unet_<path with _>`: diffusers' paths for SD 1.x and 2.x, native ones for the rest.
+    sd-scripts has no names for diffusers' transformers; OneTrainer's are used there: `lora_transformer_<path with _>`.
 
     Raises SeqLoRAError as `native_to_diffusers` does.
     """
     if layout["family"] == "unet" and not layout["label_emb"]:
         concept = native_to_diffusers(concept, layout)
-    return to_native({"lora_unet_" + name.removeprefix(PREFIX).replace(".", "_"): pair for name, pair in concept.items()})
+    return to_native({_kohya_name(name): pair for name, pair in concept.items()})
+
+
+def _kohya_name(name: str) -> str:
+    prefix = "lora_" if name.startswith(TRANSFORMER) else "lora_unet_"
+    return prefix + name.removeprefix(PREFIX).replace(".", "_")
 
 
 def to_diffusers(concept: Mapping[str, Pair], layout: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -304,7 +323,7 @@ def from_native(state_dict: Mapping[str, Tensor]) -> dict[str, Pair]:
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state_dict.items():
         suffix = next((s for s in (UP, DOWN, ALPHA) if key.endswith(s)), None)
-        if suffix is None or not key.startswith(PREFIX):
+        if suffix is None or not key.startswith((PREFIX, TRANSFORMER)):
             raise SeqLoRAError(
                 f"Key {key!r} is not a native LoRA key: it must be {PREFIX}<layer> with {UP}, {DOWN} or {ALPHA}."
             )

@@ -37,6 +37,8 @@ UNET_CONFIG = {  # diffusers' names
     "cross_attention_dim": CONTEXT_DIM,
     "attention_head_dim": (3, 4),  # diffusers means the number of heads; 32 channels each
     "use_linear_projection": True,
+    "class_embed_type": "projection",  # takes the mean of the context, see velocity()
+    "projection_class_embeddings_input_dim": CONTEXT_DIM,
 }
 
 
@@ -109,6 +111,11 @@ class PatchAutoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         patches = torch.einsum("cp,bchw->bphw", self.components, latents * self.scale[:, None, None])
         return F.pixel_shuffle(patches + self.mean[:, None, None], PATCH).clamp(-1, 1)
+
+
+def velocity(unet: nn.Module, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    """The UNet reads the context word by word through attention, and its mean beside the timestep."""
+    return unet(x, timestep, context, class_labels=context.mean(1)).sample
 
 
 @dataclass

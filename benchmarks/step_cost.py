@@ -1,0 +1,114 @@
+"""What a training step of SeqLoRA costs beside the same step of plain LoRA: same layers, rank and batch, steps taken in turn.
+
+    python -m benchmarks.step_cost
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from seqlora.adapter import Concept, layer_shapes
+from seqlora.moments import Moments
+from seqlora.objective import Denoiser, Examples
+from seqlora.settings import Settings, method_settings
+from seqlora.trainer import finish, measure_prior, train_concept
+
+
+def step_seconds(runs: Mapping[str, object], steps: int) -> dict[str, list[float]]:
+    """Seconds of each training step; the runs take turns, so that a slow moment of the machine hits all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(steps):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            next(run)  # type: ignore[call-overload]
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compare(
+    denoiser: Denoiser,
+    layers: Mapping[str, nn.Module],
+    examples: Examples,
+    prior: Moments,
+    rank: int,
+    batch_size: int,
+    steps: int,
+    earlier: Sequence[Concept] = (),
+    earlier_moments: Moments | None = None,
+) -> dict[str, float]:
+    """Median step seconds of plain LoRA, and the ratios of SeqLoRA's to it (with and without earlier concepts on)."""
+    ranks = {name: rank for name in layer_shapes(layers)}
+    base = Settings(steps=10 * steps + 100, batch_size=batch_size, learning_rate=1e-3, basis_learning_rate=3e-4)
+    runs = {}
+    for name, method, context in (
+        ("lora", "lora", "modular"),
+        ("seqlora", "seqlora", "modular"),
+        ("seqlora beside earlier concepts", "seqlora", "stochastic"),
+    ):
+        settings = method_settings(method, base).with_(context=context)
+        run = train_concept(denoiser, layers, examples, settings, ranks, earlier, prior, earlier_moments)
+        while next(run).phase != "training":
+            pass
+        next(run), next(run)
+        runs[name] = run
+    seconds = {name: statistics.median(times) for name, times in step_seconds(runs, steps).items()}
+    for run in runs.values():
+        run.close()
+    return {"lora seconds": seconds["lora"]} | {n: seconds[n] / seconds["lora"] for n in seconds if n != "lora"}
+
+
+def compare_after(
+    denoiser: Denoiser,
+    layers: Mapping[str, nn.Module],
+    examples: Examples,
+    shape: Sequence[int],
+    generic: Sequence,
+    uncond,
+    rank: int = 4,
+    batch_size: int = 8,
+    steps: int = 20,
+    concepts: int = 8,
+) -> dict[str, float]:
+    """`compare` for a library that holds `concepts` concepts (taught for a moment: their values do not change the cost)."""
+    prior = finish(measure_prior(denoiser, layers, shape, generic, uncond, steps=2))
+    ranks = {name: rank for name in layer_shapes(layers)}
+    earlier: list[Concept] = []
+    moments: Moments | None = None
+    for seed in range(concepts):
+        settings = Settings(steps=1, batch_size=2, learning_rate=1e-3, seed=seed, context="modular")
+        trained = finish(train_concept(denoiser, layers, examples, settings, ranks, earlier, prior, moments))
+        earlier.append(trained.pairs)
+        moments = trained.moments if moments is None else moments + trained.moments
+    return compare(denoiser, layers, examples, prior, rank, batch_size, steps, earlier, moments)
+
+
+def main() -> None:
+    from seqlora.backends.diffusers import DemoModel
+    from seqlora.demo.show import demo_concepts, lesson_of
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=30)
+    args = parser.parse_args()
+    model = DemoModel()
+    lesson = lesson_of(demo_concepts(1, 0)[0])
+    examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(lesson.captions))
+    uncond, *generic = model.encode_captions(["", *model.generic_captions[:4]])
+    result = compare_after(
+        model.denoiser, model.layers("attention and mlp"), examples, model.latent_shape, generic, uncond, steps=args.steps
+    )
+    print(f"demo model, {torch.get_num_threads()} CPU threads: {result['lora seconds'] * 1000:.1f} ms a step of plain LoRA")
+    for name, ratio in result.items():
+        if name != "lora seconds":
+            print(f"  {name}: {ratio:.3f} x plain LoRA")
+
+
+if __name__ == "__main__":
+    main()
