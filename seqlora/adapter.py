@@ -27,7 +27,7 @@ Concept = Mapping[str, Pair]
 
 # Inside a numbered block only; modulation, norms, embeddings and gates are left alone.
 _SKIP = re.compile(r"(ada_?ln|modulation|_mod\b|\bmod\b|norm|embed|emb_|time|gate|final|router|head\b)", re.IGNORECASE)
-_ATTENTION = re.compile(r"(attn|attention|to_[qkv]\b|to_out|qkv|linear[12]\b|proj_in|proj_out)", re.IGNORECASE)
+_ATTENTION = re.compile(r"(attn|attention(?!s)|to_[qkv]\b|to_out|qkv|linear[12]\b|proj_in|proj_out)", re.IGNORECASE)
 _MLP = re.compile(r"(\bff\b|ff_context|mlp|feed_?forward|\bfc[12]\b|proj_mlp|\bw[123]\b)", re.IGNORECASE)
 TARGETS = {"attention": (_ATTENTION,), "attention and mlp": (_ATTENTION, _MLP)}
 

@@ -50,9 +50,13 @@ def read_pictures(folder: Path, side: int) -> tuple[list[torch.Tensor], list[str
 
 
 def load_model(spec: str) -> Model:
-    from .backends import diffusers
+    if spec == "demo":
+        from .backends.diffusers import DemoModel
 
-    return diffusers.DemoModel() if spec == "demo" else diffusers.load_pipeline(Path(spec))
+        return DemoModel()
+    from .backends.pipelines import load_pipeline
+
+    return load_pipeline(Path(spec))
 
 
 def show_progress(progress: Progress) -> None:
@@ -90,7 +94,8 @@ def sample(args: argparse.Namespace) -> None:
     with torch.inference_mode(), model.using(composed):  # type: ignore[attr-defined]
         noise = torch.randn(args.count, *model.latent_shape, generator=generator)  # type: ignore[attr-defined]
         cond, uncond = model.encode_captions([args.prompt, ""])
-        latents = euler(model.denoiser, noise, [cond] * args.count, [uncond] * args.count, args.guidance, args.steps)
+        guidance = model.default_guidance if args.guidance is None else args.guidance  # type: ignore[attr-defined]
+        latents = euler(model.denoiser, noise, [cond] * args.count, [uncond] * args.count, guidance, args.steps)
         pictures = model.decode(latents)  # type: ignore[attr-defined]
     row = torch.cat(list(pictures), 1).clamp(0, 1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("sample.png"))
     sub.add_argument("--count", type=int, default=4)
     sub.add_argument("--steps", type=int, default=25)
-    sub.add_argument("--guidance", type=float, default=3.0)
+    sub.add_argument("--guidance", type=float, help="the model's usual one if not given")
     sub.add_argument("--seed", type=int, default=0)
 
     with_library(command("compose", compose, "show what summing concepts gives: ranks, overlap, crosstalk"))

@@ -1,9 +1,9 @@
-"""Models run by diffusers, and the demo model: the core without ComfyUI."""
+"""Networks run by diffusers, and the demo model: the core without ComfyUI. Whole pipelines are in `pipelines.py`."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from ..adapter import Pair, Stack, attached, choose_layers
 from ..demo.pictures import all_emoji
 from ..errors import SeqLoRAError
-from ..keys import diffusers_unet_names, layout_of
+from ..keys import PREFIX, TRANSFORMER, diffusers_unet_names, layout_of, native_to_diffusers
 from ..objective import discrete_noise, expand, flow_noise, flow_weight, min_snr_weight, stratified
 from ..teaching import GENERIC_CAPTIONS
 
 TIMESTEPS = 1000
+SMALLEST_ALPHA = 2.0**-24  # a schedule that ends in pure noise would need an infinite sigma
+Predict = Callable[[Tensor, Tensor, Sequence[Any]], Tensor]  # scaled noisy latents, timesteps (n,), conditionings
 
 
 class FlowDenoiser:
     """A model that predicts the velocity noise - x0 (SD3, Flux, the demo model)."""
 
-    def __init__(self, predict, device: torch.device, dtype: torch.dtype = torch.float32, shift: float = 1.0):
+    def __init__(self, predict: Predict, device: torch.device, dtype: torch.dtype = torch.float32, shift: float = 1.0):
         self.predict, self.device, self.dtype, self.shift = predict, device, dtype, shift
 
     def _shifted(self, t: Tensor) -> Tensor:
@@ -48,9 +50,10 @@ class FlowDenoiser:
 class DiscreteDenoiser:
     """A model of a DDPM schedule that predicts eps or v (SD1.5, SD2, SDXL); x = x0 + sigma * noise outside of it."""
 
-    def __init__(self, predict, alphas_cumprod: Tensor, v_prediction: bool, device: torch.device, dtype: torch.dtype):
+    def __init__(self, predict: Predict, alphas_cumprod: Tensor, v_prediction: bool, device: torch.device, dtype: torch.dtype):
         self.predict, self.v_prediction, self.device, self.dtype = predict, v_prediction, device, dtype
-        self.table = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().cpu().float()
+        alphas = alphas_cumprod.cpu().double().clamp(min=SMALLEST_ALPHA)
+        self.table = ((1 - alphas) / alphas).sqrt().float()
 
     def sample_sigmas(self, n: int, generator: torch.Generator) -> Tensor:
         return self.table[(stratified(n, generator) * len(self.table)).long().clamp(max=len(self.table) - 1)]
@@ -78,37 +81,58 @@ class DiscreteDenoiser:
         return x - wide * out
 
 
-class UNetModel:
-    """A diffusers UNet with its text encoder and autoencoder, as the core's `teaching.Model`."""
+class HeadlessModel:
+    """A diffusers network with its denoiser: what every model of this backend shares of the core's `teaching.Model`."""
 
     generic_captions: Sequence[str] = GENERIC_CAPTIONS
+    picture_side: int  # pixels; what the model was trained on
+    latent_shape: tuple[int, int, int]  # of such a picture
+    default_guidance = 3.0
 
-    def __init__(self, unet: nn.Module, denoiser: Any):
-        self.unet, self.denoiser = unet, denoiser
-        config: Any = unet.config
-        self.layout: Mapping[str, Any] = layout_of(config)
-        self._native = {path: f"diffusion_model.{native}" for path, native in diffusers_unet_names(config).items()}
-        self.fingerprint = fingerprint(unet)
+    def __init__(self, network: nn.Module, denoiser: Any, layout: Mapping[str, Any]):
+        self.network, self.denoiser, self.layout = network, denoiser, layout
+        self.fingerprint = fingerprint(network)
 
     def layers(self, targets: str) -> dict[str, nn.Module]:
-        chosen = choose_layers(self.unet, targets, prefix="")
-        return {self._native[path]: module for path, module in chosen.items()}
+        """By their names in a library: native for a UNet, `transformer.<module path>` for a transformer (see keys.py)."""
+        chosen = choose_layers(self.network, targets, prefix="")
+        if self.layout["family"] != "unet":
+            return {TRANSFORMER + path: module for path, module in chosen.items()}
+        native = diffusers_unet_names(self.network.config)  # type: ignore[arg-type]
+        return {PREFIX + native[path]: module for path, module in chosen.items()}
 
     @contextmanager
-    def using(self, composed: Mapping[str, Pair]):
-        """While open, the model draws with these concepts; the weights are not touched."""
-        layers = {self._native[path]: module for path, module in self.unet.named_modules() if path in self._native}
-        unknown = [name for name in composed if name not in layers]
-        if unknown:
-            raise SeqLoRAError(f"This model has no layer {unknown[0]}; use the model that the library belongs to.")
-        with attached(layers, stacks_of(composed, self.denoiser.device, self.denoiser.dtype)):
-            yield self
+    def using(self, composed: Mapping[str, Pair]) -> Iterator[None]:
+        """While open, the model draws with these concepts; the weights are not touched.
+
+        Raises SeqLoRAError for concepts of another model.
+        """
+        pairs, modules = self._by_path(composed), dict(self.network.named_modules())
+        for path, (A, B) in pairs.items():
+            module: Any = modules.get(path)
+            if module is None or (module.out_features, module.in_features) != (A.shape[0], B.shape[0]):
+                raise SeqLoRAError(
+                    f"This model has no {A.shape[0]} x {B.shape[0]} layer {path}; use the model that the library belongs to."
+                )
+        with attached(modules, stacks_of(pairs, self.denoiser.device, self.denoiser.dtype)):
+            yield
+
+    def _by_path(self, composed: Mapping[str, Pair]) -> dict[str, Pair]:
+        try:
+            return native_to_diffusers(composed, self.layout)
+        except SeqLoRAError as error:
+            raise SeqLoRAError(
+                f"These concepts were not taught to a {self.layout['family']} model like this one "
+                f"(layer {next(iter(composed))}); use the model that the library belongs to."
+            ) from error
 
 
-class DemoModel(UNetModel):
+class DemoModel(HeadlessModel):
     """The demo model."""
 
     generic_captions = [f"a photo of {e.name}" for e in all_emoji() if not e.held_out][::19]
+    picture_side = 64
+    latent_shape = (16, 16, 16)
 
     def __init__(self, path: Path | None = None):
         from ..demo import micro
@@ -117,9 +141,9 @@ class DemoModel(UNetModel):
         unet = self.micro.unet
 
         def predict(x: Tensor, timestep: Tensor, cond: Sequence[Tensor]) -> Tensor:
-            return unet(x, timestep, torch.stack(list(cond))).sample
+            return micro.velocity(unet, x, timestep, torch.stack(list(cond)))
 
-        super().__init__(unet, FlowDenoiser(predict, torch.device("cpu")))
+        super().__init__(unet, FlowDenoiser(predict, torch.device("cpu")), layout_of(unet.config))
 
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         from ..demo.micro import PATCH
@@ -138,8 +162,6 @@ class DemoModel(UNetModel):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, 16, h, w) -> pictures (n, H, W, 3) in 0..1."""
         return (self.micro.vae.decode(latents).movedim(1, -1) + 1) / 2
-
-    latent_shape = (16, 16, 16)
 
 
 def stacks_of(composed: Mapping[str, Pair], device: torch.device, dtype: torch.dtype) -> list[Stack]:
