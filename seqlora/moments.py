@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .errors import SeqLoRAError
+
 EXACT_WIDTH = 320
 SKETCH_RANK = 64
 
@@ -147,10 +149,12 @@ class Recorder:
         self._rows[name] = self._rows.get(name, 0) + len(rows)
 
     def moments(self) -> Moments:
-        """Averages over all rows seen, on the CPU in fp32."""
+        """Averages over all rows seen, on the CPU in fp32. Raises SeqLoRAError naming a layer that saw what is no number."""
         rows = {layer: self._rows[key] for layer, key in self.input_of.items()}
         averages = {}
         for name, total in self._sums.items():
+            if not total.diagonal.isfinite().all():
+                raise SeqLoRAError(f"Layer {name} sees values that are not numbers; load the model in bfloat16 or float32.")
             average = total * (1 / self._rows[name])
             averages[name] = Moment(average.sketch.cpu(), average.diagonal.cpu())
         energy = {name: float(total) / rows[name] for name, total in self._energy.items()}

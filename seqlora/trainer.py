@@ -185,9 +185,12 @@ def train_concept(
     """Teaches one concept; yields progress after every pass and returns the result.
 
     `earlier` are the library's concepts in order, `earlier_moments` the sum of their moments, `prior` is G. Closing the
-    generator at any point leaves the model as it was. Raises SeqLoRAError on a loss that is not finite, when memory runs out,
+    generator at any point leaves the model as it was. Raises SeqLoRAError on values that are not finite, when memory runs out,
     and before any work where a layer is full and `when_full` is "refuse".
     """
+    for number, latent in enumerate(examples.latents, 1):
+        if not latent.isfinite().all():
+            raise SeqLoRAError(f"Picture {number} was encoded to values that are not numbers; run the VAE in float32.")
     shapes = layer_shapes(layers)
     constrained, full_layers = constrain(settings, shapes, ranks, earlier)
     rng = torch.Generator().manual_seed(settings.seed)

@@ -80,7 +80,9 @@ def test_layers_that_read_one_tensor_share_a_moment():
     layers = small_layers(denoiser)
     x = torch.randn(3, 16, 32, generator=torch.Generator().manual_seed(0))
     found = forward(denoiser, layers, [x])
-    first = {n: n for n in layers} | {f"diffusion_model.blocks.{i}.attn_k": f"diffusion_model.blocks.{i}.attn_q" for i in (0, 1)}
+    first = {n: n for n in layers} | {
+        f"diffusion_model.blocks.{i}.attn_k": f"diffusion_model.blocks.{i}.attn_q" for i in (0, 1)
+    }
     assert found.input_of == first
     assert set(found.by_input) == set(first.values())
     rows = x.reshape(-1, 32).double()
