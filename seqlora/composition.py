@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,8 +18,7 @@ def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
     Raises SeqLoRAError for an unknown or repeated name (listing the known ones) or a strength that is no number.
     """
     named: dict[str, float] = {}
-    everything: float | None = None
-    for raw in text.splitlines():
+    for raw in unicodedata.normalize("NFC", text).splitlines():
         line = raw.partition("#")[0].strip()
         if not line:
             continue
@@ -32,15 +32,12 @@ def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
             strength = float("nan")
         if not abs(strength) <= 100:
             raise SeqLoRAError(f"'{line}' has no usable strength after the colon; write for example '{name}: 0.8'.")
-        if name == "*":
-            everything = strength
-        elif name not in known:
+        if name != "*" and name not in known:
             raise SeqLoRAError(f"There is no concept '{name}' in this library; it has: {', '.join(known) or 'none yet'}.")
-        elif name in named:
-            raise SeqLoRAError(f"Concept '{name}' is selected twice; keep one of the lines.")
-        else:
-            named[name] = strength
-    chosen = {name: everything for name in known} if everything is not None else {}
+        if name in named:
+            raise SeqLoRAError(f"'{name}' is selected twice; keep one of the lines.")
+        named[name] = strength
+    chosen = dict.fromkeys(known, named.pop("*", 0.0))
     return {name: strength for name, strength in (chosen | named).items() if strength}
 
 
