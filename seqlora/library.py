@@ -69,6 +69,11 @@ class Record:
     settings: Mapping[str, Any]
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        texts = (self.name, self.trigger, self.class_word, self.file, self.sha256)
+        if not isinstance(self.id, int) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"concept {self.name}")
+
 
 @dataclass(frozen=True)
 class Library:
@@ -119,7 +124,9 @@ class Library:
                 )
             base = Base(**found["base"]) if found["base"] else None
             concepts = tuple(Record(**entry) for entry in found["concepts"])
-            library = cls(path, found["rank"], found["capacity"], found["targets"], base, concepts, _digest(data))
+            library = cls(path, int(found["rank"]), int(found["capacity"]), found["targets"], base, concepts, _digest(data))
+            if min(library.rank, library.capacity) < 1 or library.targets not in TARGETS:
+                raise ValueError(f"rank {library.rank}, capacity {library.capacity}, targets {library.targets}")
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, SeqLoRAError):
                 raise
@@ -189,11 +196,14 @@ class Library:
             concept = from_native(tensors)
         except SeqLoRAError as error:
             raise SeqLoRAError(f"{path} is no concept file: {error}") from error
-        self._check(path, concept)
+        self._check(path, concept, record)
         return concept
 
-    def _check(self, path: Path, concept: Concept) -> None:
+    def _check(self, path: Path, concept: Concept, record: Record) -> None:
         layers = self.base.layers if self.base else {}
+        for layer in record.ranks:
+            if layer not in concept:
+                raise SeqLoRAError(f"{path}: layer {layer} is missing; restore the file.")
         for layer, (A, B) in concept.items():
             if layer not in layers or [A.shape[0], B.shape[0]] != list(layers[layer]) or A.shape[1] != B.shape[1]:
                 raise SeqLoRAError(f"{path}: layer {layer} does not fit this library's model; restore the file.")

@@ -9,7 +9,7 @@ from .errors import SeqLoRAError
 
 MAX_LENGTH = 128  # bytes in UTF-8; a file name may have 255, with what is added to it
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_FORBIDDEN = re.compile(r'[/\\:*?"<>|#]')
+_FORBIDDEN = re.compile('[/\\\\:*?"<>|#\u2044\u2215]')  # the last two are slashes to some file systems
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, half a character, line ends
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from seqlora.adapter import choose_layers, layer_shapes
+from seqlora.files import write_tensors
+from seqlora.library import MANIFEST, Library
 from seqlora.objective import Examples, expand, flow_noise, flow_weight, stratified
 from seqlora.settings import Settings
+from seqlora.teaching import Lesson, teach
+from seqlora.trainer import finish
 
 WIDTH = 32
 TOKENS = 16
@@ -107,3 +114,38 @@ def small_examples(seed: int, width: int = WIDTH) -> Examples:
 def small_pictures(seed: int, count: int = 3) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(24, 24, 3, generator=generator) for _ in range(count)]
+
+
+def small_lesson(name: str, seed: int = 0, **changes: Any) -> Lesson:
+    return Lesson(**{"name": name, "trigger": "zyx", "class_word": "thing", "pictures": small_pictures(seed), **changes})
+
+
+def small_library(path: Path, model: SmallModel) -> Library:
+    """Two taught concepts, cat and dog, of rank 16: the layers of width 32 are full."""
+    library = Library.create(path, rank=16, capacity=2, targets="attention and mlp")
+    for seed, name in enumerate(("cat", "dog")):
+        library = finish(teach(library, small_lesson(name, seed), QUICK, model)).library
+    return library
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but its lock."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def rewrite(library: Library, name: str, change: Callable[[dict[str, Tensor]], Any]) -> Library:
+    """Changes a concept's tensors in its file and makes the manifest agree, as a hand that knows the format would."""
+    record = library.find(name)
+    tensors = load_file(library.path / record.file)
+    change(tensors)
+    sha256 = write_tensors(library.path / record.file, tensors)
+    return relist(library, name, sha256=sha256)
+
+
+def relist(library: Library, name: str, **changes: Any) -> Library:
+    """Changes a concept's entry in the manifest."""
+    manifest = json.loads((library.path / MANIFEST).read_text())
+    manifest["concepts"][library.names.index(name)].update(changes)
+    (library.path / MANIFEST).write_text(json.dumps(manifest))
+    return Library.open(library.path)
