@@ -34,7 +34,7 @@ def vocabulary() -> list[str]:
 
 
 class Pictures:
-    """Endless batches of emoji pictures with captions: mostly one emoji, one in six shows two side by side."""
+    """Endless batches of emoji pictures with captions: mostly one emoji, one in eight shows two side by side."""
 
     def __init__(self, glyph_file: Path, seed: int):
         self.emoji = [e for e in all_emoji() if not e.held_out]
@@ -47,7 +47,7 @@ class Pictures:
         rng, count = self.rng, len(self.emoji)
         first = [rng.randrange(count) for _ in range(size)]
         second = [rng.randrange(count) for _ in range(size)]
-        pair = torch.tensor([rng.random() < 1 / 6 for _ in range(size)])
+        pair = torch.tensor([rng.random() < 1 / 8 for _ in range(size)])
         backgrounds, captions = [], []
         for i in range(size):
             name = self.emoji[first[i]].name
@@ -122,7 +122,7 @@ def train(args: argparse.Namespace) -> None:
     for step in range(start, args.steps):
         images, captions = pictures.batch(args.batch)
         latents = model.vae.encode(images)
-        sigma = torch.sigmoid(torch.randn(args.batch) * 1.2)[:, None, None, None]
+        sigma = torch.sigmoid(torch.randn(args.batch) * 1.2 + 0.5)[:, None, None, None]
         noise = torch.randn_like(latents)
         # The fused CPU attention is slow to differentiate in bf16; plain matrix products are not.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):

@@ -85,13 +85,13 @@ def background_colours(names: list[str]) -> Tensor:
     return torch.tensor([BACKGROUNDS[name] for name in names]) / 255
 
 
-def jitter(count: int, generator: torch.Generator, low: float = 0.75, high: float = 0.95) -> tuple[Tensor, Tensor, Tensor]:
+def jitter(count: int, generator: torch.Generator, low: float = 0.8, high: float = 0.95) -> tuple[Tensor, Tensor, Tensor]:
     """Random scale, angle and shift of a picture with one emoji."""
 
     def uniform(a: float, b: float, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator) * (b - a) + a
 
-    return uniform(low, high, count), uniform(-1, 1, count) * math.radians(10), uniform(-0.08, 0.08, count, 2)
+    return uniform(low, high, count), uniform(-1, 1, count) * math.radians(5), uniform(-0.05, 0.05, count, 2)
 
 
 def concept_pictures(emoji: Emoji, count: int, seed: int) -> tuple[Tensor, list[str]]:
