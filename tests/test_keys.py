@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load, load_file, save, save_file
 from torch import nn
 
-from seqlora.adapter import Pair
+from seqlora.adapter import Pair, choose_layers, layer_shapes
 from seqlora.demo.micro import UNET_CONFIG
 from seqlora.errors import SeqLoRAError
 from seqlora.keys import (
+    TRANSFORMER,
     diffusers_unet_names,
     from_native,
     layout_from_native,
@@ -76,6 +77,7 @@ SMALL = UNET_CONFIG | {  # the UNet of hostscripts/keys_map.py
     "block_out_channels": (32, 64),
     "cross_attention_dim": 24,
     "attention_head_dim": (1, 2),
+    "class_embed_type": None,
 }
 UNETS = {
     "sd15": SD15,
@@ -436,3 +438,16 @@ def test_the_host_applies_every_format_to_the_right_rows(host_maps, name, format
         tensors = to_native(concept) if format == "native" else to_kohya(concept, layout)
         pairs = as_applied(tensors, names, shapes, ".lora_up.weight", ".lora_down.weight")
     assert_same(pairs, concept)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_the_host_knows_the_layers_of_a_headless_transformer(host_maps, name):
+    names, shapes = host_maps[name]["names"], host_maps[name]["shapes"]
+    layers = choose_layers(TRANSFORMERS[name][1](), "attention and mlp", prefix=TRANSFORMER)
+    concept = concept_of(layer_shapes(layers))
+    for tensors in (to_native(concept), to_kohya(concept, {"family": name})):
+        targets = [names[key.removesuffix(".alpha")] for key in tensors if key.endswith(".alpha")]
+        for (target, *rows), (m, n) in zip(targets, layer_shapes(layers).values(), strict=True):
+            assert [rows[1] if rows else shapes[target][0], shapes[target][1]] == [m, n]
+    assert from_native(to_native(concept)).keys() == concept.keys()

@@ -35,7 +35,13 @@ from transformers import (
 
 TEXT_WIDTH = 32
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789_-,.'"
-SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
+SD_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "steps_offset": 1,
+}
 
 UNET = {
     "sample_size": 8,

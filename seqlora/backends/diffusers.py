@@ -143,7 +143,7 @@ class DemoModel(HeadlessModel):
         def predict(x: Tensor, timestep: Tensor, cond: Sequence[Tensor]) -> Tensor:
             return micro.velocity(unet, x, timestep, torch.stack(list(cond)))
 
-        super().__init__(unet, FlowDenoiser(predict, torch.device("cpu")), layout_of(unet.config))
+        super().__init__(unet, FlowDenoiser(predict, torch.device("cpu")), layout_of(unet.config))  # type: ignore[arg-type]
 
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         from ..demo.micro import PATCH
@@ -177,5 +177,3 @@ def fingerprint(model: nn.Module, samples: int = 8) -> str:
         values = weight.detach().flatten()[:16].float().cpu()
         digest.update(name.encode() + values.half().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-

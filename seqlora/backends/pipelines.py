@@ -73,7 +73,7 @@ def _read(path: Path, index: Mapping[str, Any], dtype: torch.dtype) -> Any:
 class PipelineModel(HeadlessModel):
     """What the families share. A conditioning is a dict of tensors of one caption, without a batch dimension."""
 
-    needs: Sequence[str]  # components without which nothing works; the network first
+    needs: tuple[str, ...]  # components without which nothing works; the network first
     patch = 1  # side of the squares of latents that the network takes as one
 
     def __init__(self, pipe: Any, device: torch.device, dtype: torch.dtype):
@@ -171,7 +171,7 @@ class PipelineModel(HeadlessModel):
 class StableDiffusion(PipelineModel):
     """1.x and 2.x."""
 
-    needs = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    needs: tuple[str, ...] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     default_guidance = 7.5
 
     def _layout(self, network: Any) -> dict[str, Any]:
