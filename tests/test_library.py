@@ -283,8 +283,8 @@ def test_a_second_writer_is_told_to_wait(library, model):
 
 
 def test_a_writer_in_another_process_and_its_death(library):
-    hold = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
-    command = [sys.executable, "-c", hold, str(library.path / ".lock")]
+    hold = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire()"
+    command = [sys.executable, "-c", f"{hold}; print('held', flush=True); input()", str(library.path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout.readline() == "held\n"

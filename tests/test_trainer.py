@@ -11,6 +11,7 @@ from seqlora.files import write_tensors
 from seqlora.keys import from_native, to_native
 from seqlora.metrics import basis_error
 from seqlora.moments import Moments
+from seqlora.objective import Batches, Examples
 from seqlora.settings import METHODS, method_settings
 from seqlora.trainer import finish, layer_rank, measure_prior, train_concept
 from tests.small import QUICK, TOKENS, WIDTH, SmallDenoiser, small_examples, small_layers, small_ranks
@@ -195,6 +196,20 @@ def test_the_look_ahead_uses_two_batches(prior):
     first, lower, upper, plus, minus = seen
     assert torch.equal(lower, plus) and torch.equal(lower, minus)
     assert not torch.equal(lower, upper) and not torch.equal(first, lower)
+
+
+def test_batches_never_mix_shapes_and_use_every_picture(denoiser):
+    latents = [torch.full((2, size, 3), float(i)) for i, size in enumerate((4, 8, 4, 8, 8))]
+    batches = Batches(Examples(latents, list("abcde")), denoiser, 2, torch.Generator().manual_seed(0))
+    seen = []
+    for _ in range(60):
+        batch = batches.next()
+        numbers = [int(x[0, 0, 0]) for x in batch.x0]
+        assert batch.cond == ["abcde"[i] for i in numbers]
+        assert len(set(numbers)) == 2 or batch.x0.shape[2] == 8  # no repetition before all were used
+        seen += numbers
+    counts = [seen.count(i) for i in range(5)]
+    assert sum(counts) == 120 and min(counts) > 15
 
 
 # -- the same again
