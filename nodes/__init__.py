@@ -1,0 +1,17 @@
+"""What ComfyUI sees of this pack."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import apply, demo, export, host, library, train
+
+NODES: list[type[io.ComfyNode]] = [node for module in (train, library, apply, export, demo) for node in module.NODES]
+
+
+class SeqLoRAExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        host.register_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

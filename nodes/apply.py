@@ -1,0 +1,62 @@
+"""The node that puts any of a library's concepts into a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..seqlora.composition import compose_library, parse_selection
+from . import host
+from .library import LibraryHandle, LibraryType, triggers_of
+
+
+class ApplyComposed(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeqLoRA_ApplyComposed",
+            display_name="Apply Composed SeqLoRA",
+            category="SeqLoRA/apply",
+            description="Adds any concepts of a library to the model, all at once. Sampling is as fast as without them.",
+            search_aliases=["load lora", "lora stack", "combine loras", "apply concepts", "compose concepts"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the library was taught on."),
+                LibraryType.Input("library", tooltip="The library with the concepts."),
+                io.String.Input(
+                    "concepts",
+                    default="*",
+                    multiline=True,
+                    tooltip="Which concepts: a line each, 'name' or 'name: 0.8'. '*' is all of them, a line of its own changes "
+                    "one of these. Strength 0 leaves a concept out; '#' starts a remark.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Multiplies the strengths of all concepts. They were taught for 1.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Handed on as it is, so that this node fits where a LoRA loader was."
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the concepts."),
+                io.Clip.Output(tooltip="The text encoder, unchanged."),
+                io.String.Output("triggers", tooltip="One line for each concept in use: its name, trigger and class word."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, library: LibraryHandle, concepts: str, strength: float, clip: Any = None) -> io.NodeOutput:
+        opened = library.open()
+        selection = parse_selection(concepts, opened.names)
+        triggers = triggers_of(opened.find(name) for name in selection)
+        if selection and strength:
+            model = host.apply_adapter(model, compose_library(opened, selection), strength)
+        return io.NodeOutput(model, clip, triggers)
+
+
+NODES = [ApplyComposed]

@@ -1,0 +1,132 @@
+"""Nodes that make and open concept libraries, and the handle that travels between nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..seqlora.adapter import TARGETS
+from ..seqlora.errors import SeqLoRAError
+from ..seqlora.library import MANIFEST, Library, Record
+from . import host
+
+CATEGORY = "SeqLoRA/library"
+LibraryType = io.Custom("SEQLORA_LIBRARY")
+
+
+@dataclass(frozen=True)
+class LibraryHandle:
+    """Which library, and in which state: small enough for the host to cache."""
+
+    name: str
+    path: str
+    digest: str
+
+    @classmethod
+    def of(cls, library: Library) -> LibraryHandle:
+        return cls(library.path.name, str(library.path), library.digest)
+
+    def open(self) -> Library:
+        """The library as it is now, by its name: a path that came from elsewhere is not followed."""
+        return Library.open(host.library_path(self.name))
+
+
+def triggers_of(records: Iterable[Record]) -> str:
+    return "\n".join(f"{record.name}: {record.trigger} {record.class_word}".rstrip() for record in records)
+
+
+class CreateLibrary(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeqLoRA_CreateLibrary",
+            display_name="Create Concept Library",
+            category=CATEGORY,
+            description="Makes an empty library in models/seqlora, or opens the one of that name. All concepts of a library "
+            "are taught to be used together, on one base model.",
+            search_aliases=["new library", "concept library", "lora library"],
+            inputs=[
+                io.String.Input(
+                    "name", default="my concepts", tooltip="The library's name; also its folder in models/seqlora."
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=16,
+                    min=1,
+                    max=128,
+                    tooltip="Most directions that a concept may use in a layer. Narrow layers give each concept less, so that "
+                    "all of the planned concepts find room. Fixed once the library exists.",
+                ),
+                io.Int.Input(
+                    "capacity",
+                    default=32,
+                    min=1,
+                    max=1024,
+                    tooltip="How many concepts are planned. More can be taught; then some layers are shared softly and the "
+                    "report says so. Fixed once the library exists.",
+                ),
+                io.Combo.Input(
+                    "targets",
+                    options=list(TARGETS),
+                    default="attention and mlp",
+                    tooltip="Which layers concepts change. With the MLP layers a concept is learned better and its file is "
+                    "larger. Fixed once the library exists.",
+                ),
+            ],
+            outputs=[LibraryType.Output("library", tooltip="The library, to teach concepts into.")],
+        )
+
+    @classmethod
+    def execute(cls, name: str, rank: int, capacity: int, targets: str) -> io.NodeOutput:
+        return io.NodeOutput(LibraryHandle.of(Library.create(host.library_path(name), rank, capacity, targets)))
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, **_: object) -> str:
+        return digest_of(name)
+
+
+class LoadLibrary(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeqLoRA_LoadLibrary",
+            display_name="Load Concept Library",
+            category=CATEGORY,
+            description="Opens a library from models/seqlora, to compose its concepts or to teach more.",
+            search_aliases=["open library", "concept library", "lora library"],
+            inputs=[io.Combo.Input("name", options=host.library_names(), tooltip="A library in models/seqlora.")],
+            outputs=[
+                LibraryType.Output("library", tooltip="The library."),
+                io.String.Output("triggers", tooltip="One line for each concept: its name, trigger and class word."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        library = Library.open(host.library_path(name))
+        return io.NodeOutput(LibraryHandle.of(library), triggers_of(library.concepts))
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> str:
+        return digest_of(name)
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        known = host.library_names()
+        if name in known:
+            return True
+        return f"There is no library '{name}' in models/seqlora; there is: {', '.join(known) or 'none yet, create one first'}."
+
+
+def digest_of(name: str) -> str:
+    """Changes when the library of this name does."""
+    try:
+        path = host.library_path(name)
+        return Library.open(path).digest if (path / MANIFEST).is_file() else "none"
+    except SeqLoRAError as error:  # the node itself will say so when it runs
+        return str(error)
+
+
+NODES = [CreateLibrary, LoadLibrary]

@@ -1,0 +1,234 @@
+"""The node that teaches a concept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, get_args, get_type_hints
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..seqlora.settings import METHODS, Settings, method_settings
+from ..seqlora.teaching import Lesson, Taught, teach
+from . import host
+from .library import LibraryHandle, LibraryType
+
+DEFAULTS = Settings()
+
+
+def _choice(name: str, tooltip: str) -> Any:
+    options = list(get_args(get_type_hints(Settings)[name]))
+    return io.Combo.Input(name, options=options, default=getattr(DEFAULTS, name), optional=True, advanced=True, tooltip=tooltip)
+
+
+class TrainConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeqLoRA_TrainConcept",
+            display_name="Train SeqLoRA Concept",
+            category="SeqLoRA/train",
+            description="Teaches the model one concept from a few images and files it in a library, so that it can be used "
+            "together with every other concept there. The model itself is not changed. Queueing the same again finds "
+            "the finished concept.",
+            search_aliases=["lora training", "train lora", "dreambooth", "teach concept", "personalization"],
+            is_input_list=True,  # images of different sizes come as a list
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The base model. LoRAs applied to it count as part of it."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                LibraryType.Input("library", tooltip="The library that the concept goes into."),
+                io.Image.Input(
+                    "images",
+                    tooltip="Images of the concept, about 3 to 20: a batch, or a list with different sizes as the host's "
+                    "dataset nodes give it. They are used at the size they have.",
+                ),
+                io.String.Input(
+                    "captions",
+                    optional=True,
+                    force_input=True,
+                    tooltip="One caption for each image, as a list or as lines of one text. The trigger is put in front where "
+                    "it is missing. Without captions, 'a photo of {trigger} {class word}' is used.",
+                ),
+                io.String.Input("concept_name", default="", tooltip="What the concept is called in the library."),
+                io.String.Input(
+                    "trigger", default="", tooltip="A made-up word that stands for the concept in prompts, such as 'zobiku'."
+                ),
+                io.String.Input(
+                    "class_word", default="", tooltip="What kind of thing it is, such as 'dog' or 'watercolor style'."
+                ),
+                io.Int.Input(
+                    "steps", default=DEFAULTS.steps, min=1, max=100000, tooltip="Training steps. 1000 to 2000 suit most models."
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=DEFAULTS.batch_size,
+                    min=1,
+                    max=64,
+                    tooltip="Images in a step. More is steadier, takes longer and needs more memory.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=DEFAULTS.learning_rate,
+                    min=1e-7,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    tooltip="Learning rate of the coefficients. 1e-4 to 3e-4 suits most models; the demo model wants 1e-2.",
+                ),
+                io.Float.Input(
+                    "basis_learning_rate",
+                    default=DEFAULTS.basis_learning_rate,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    tooltip="Learning rate of the basis, usually a third of learning_rate. 0 keeps the basis as it starts.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    # Without this the editor would draw a new seed after each run, and so ask for another concept.
+                    control_after_generate=False,
+                    tooltip="The same seed and inputs teach the same concept.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default=next(iter(METHODS)),
+                    optional=True,
+                    advanced=True,
+                    tooltip="SeqLoRA, or a method to compare it with. These set some of the inputs below themselves.",
+                ),
+                _choice(
+                    "orthogonality",
+                    "exact: at right angles to all earlier concepts. metric: only the interference penalty keeps them apart. "
+                    "free: plain LoRA.",
+                ),
+                _choice(
+                    "context",
+                    "What is on while the concept is learned: some earlier concepts at random (stochastic), none (modular) or "
+                    "all (cumulative).",
+                ),
+                _choice(
+                    "basis_start",
+                    "Where the basis starts: directions that this concept uses and others do not (contrastive), those that it "
+                    "uses most (pca), or any (random).",
+                ),
+                _choice(
+                    "schedule",
+                    "joint: one step for both factors. alternating: several steps of the coefficients for each of the basis. "
+                    "finite_difference: a look-ahead, two passes a step.",
+                ),
+                io.Int.Input(
+                    "inner_steps",
+                    default=DEFAULTS.inner_steps,
+                    min=1,
+                    max=100,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Steps of the coefficients for each step of the basis; used by the schedules other than joint.",
+                ),
+                io.Float.Input(
+                    "interference",
+                    default=DEFAULTS.interference,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How strongly the concept is kept from changing what the model does elsewhere. 0 turns it off.",
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=host.has_accelerator(),
+                    optional=True,
+                    advanced=True,
+                    tooltip="Computes parts of the model twice to need much less memory; about a third slower.",
+                ),
+            ],
+            outputs=[
+                LibraryType.Output("library", tooltip="The library with the new concept, for the next node."),
+                io.LossMap.Output("loss_map", tooltip="The loss of every step, for Plot Loss Graph."),
+                io.String.Output("report", tooltip="What was taught and the figures, as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images: list[Tensor], captions: list[str] | None = None, **given: list[Any]) -> io.NodeOutput:
+        only = {name: values[0] for name, values in given.items()}  # is_input_list makes a list of every input
+        pictures = split_pictures(images)
+        lesson = Lesson(
+            only.pop("concept_name"),
+            only.pop("trigger"),
+            only.pop("class_word"),
+            pictures,
+            split_captions(captions or [], len(pictures)),
+        )
+        model, clip, vae, handle = (only.pop(name) for name in ("model", "clip", "vae", "library"))
+        method, less_memory = only.pop("method", next(iter(METHODS))), only.pop("gradient_checkpointing", None)
+        settings = method_settings(method, Settings(**only))
+        if less_memory is None:
+            less_memory = host.has_accelerator()
+        library = handle.open()
+        with host.training_model(model, clip, vae, less_memory) as taught_model:
+            lesson = Lesson(lesson.name, lesson.trigger, lesson.class_word, host.ordinary(lesson.pictures), lesson.captions)
+            taught = host.run_with_progress(teach(library, lesson, settings, taught_model), cls.hidden.unique_id)
+        return io.NodeOutput(
+            LibraryHandle.of(taught.library),
+            {"loss": loss_curve(taught)},
+            report(taught),
+            ui=ui.PreviewText(summary(taught)),
+        )
+
+
+def split_pictures(images: Sequence[Tensor]) -> list[Tensor]:
+    """Batches (b, h, w, c) of any sizes -> pictures (h, w, 3); an alpha channel is dropped."""
+    return [picture[..., :3].float().cpu() for batch in images for picture in batch]
+
+
+def split_captions(captions: Sequence[str], count: int) -> tuple[str, ...]:
+    """One caption per picture, also from one text of several lines; none where all are empty."""
+    if len(captions) == 1 and count > 1:
+        captions = [line for line in captions[0].splitlines() if line.strip()]
+    return tuple(captions) if any(caption.strip() for caption in captions) else ()
+
+
+def loss_curve(taught: Taught) -> list[float]:
+    """Of a concept that was found again only the ends are known."""
+    return list(taught.losses) or [taught.report[key] for key in ("first_loss", "last_loss") if key in taught.report]
+
+
+def report(taught: Taught) -> str:
+    record, library = taught.record, taught.library
+    about = {
+        "library": library.path.name,
+        "concept": record.name,
+        "trigger": record.trigger,
+        "class_word": record.class_word,
+        "number": record.id,
+        "file": record.file,
+        "settings": dict(record.settings),
+    }
+    return json.dumps(about | dict(taught.report), indent=2, ensure_ascii=False)
+
+
+def summary(taught: Taught) -> str:
+    record, library, figures = taught.record, taught.library, taught.report
+    subject = f"{record.trigger} {record.class_word}".strip()
+    lines = [f"{record.name}: write '{subject}' in prompts"]
+    if taught.reused:
+        lines.append("taught before with the same inputs; nothing was done")
+    lines.append(f"loss {figures['first_loss']:.4f} -> {figures['last_loss']:.4f} in {figures['seconds']} s")
+    if record.full_layers:
+        lines.append(f"{len(record.full_layers)} layers were full and are shared softly")
+    lines.append(f"library {library.path.name}: {len(library.concepts)} of {library.capacity} concepts")
+    return "\n".join(lines)
+
+
+NODES = [TrainConcept]
