@@ -142,7 +142,9 @@ def train(args: argparse.Namespace) -> None:
         torch._foreach_lerp_(averaged, [w.detach() for w in weights], 1 - decay)
         losses.append(loss.item())
         if (step + 1) % 100 == 0:
-            print(f"{step + 1} loss {sum(losses) / len(losses):.4f} {(time.time() - clock) / len(losses):.3f} s/step", flush=True)
+            print(
+                f"{step + 1} loss {sum(losses) / len(losses):.4f} {(time.time() - clock) / len(losses):.3f} s/step", flush=True
+            )
             clock, losses = time.time(), []
         if (step + 1) % 500 == 0 or step + 1 == args.steps:
             state = {"unet": model.unet.state_dict(), "text": model.text.state_dict(), "optimizer": optimizer.state_dict()}
