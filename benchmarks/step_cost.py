@@ -1,6 +1,6 @@
 """What a training step of SeqLoRA costs beside the same step of plain LoRA: same layers, rank and batch, steps taken in turn.
 
-    python -m benchmarks.step_cost
+python -m benchmarks.step_cost
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 // Runs both example workflows in the editor of a running ComfyUI and takes every picture of it that this repository shows:
 //
 //   workflows/*.jpg               thumbnails for the template browser
-//   docs/pictures/templates.jpg   the template browser with this pack's workflows
+//   docs/pictures/templates.jpg   the template browser with these thumbnails
 //   docs/pictures/teach.jpg       both workflows after they ran
 //   docs/pictures/compose.jpg
 //
@@ -38,14 +38,11 @@ page.on('console', (message) => { if (message.type() === 'error') problems.push(
 for (const folder of ['workflows', 'docs/pictures']) mkdirSync(join(out, folder), { recursive: true })
 
 await page.goto(url)
-await page.waitForFunction(() => window.LiteGraph?.registered_node_types?.SeqLoRA_DemoModel && window.app?.graph)
-await page.addStyleTag({ content: '.litegraph-minimap, .p-toast { display: none !important }' })
-await page.waitForTimeout(3000) // the first visit opens the template browser by itself
+await waitForEditor()
 
 for (const name of Object.keys(THUMBNAILS)) {
   problems.length = 0 // a new ComfyUI opens with a workflow of its own, whose models it does not have
   await openTemplates()
-  if (name === 'teach_two_concepts') await shoot('docs/pictures/templates.jpg')
   await page.getByText(name, { exact: true }).first().click()
   await page.waitForFunction((title) => window.app.graph.nodes.some((node) => node.title === title), THUMBNAILS[name][0])
   const seconds = await run()
@@ -53,7 +50,17 @@ for (const name of Object.keys(THUMBNAILS)) {
   await shootGraph(`workflows/${name}.jpg`, THUMBNAILS[name], 1)
   console.log(`${name}: ran in ${seconds} s; ${problems.length ? problems.join('\n  ') : 'nothing on the console'}`)
 }
+await page.reload() // or the browser shows the thumbnails that it has kept
+await waitForEditor()
+await openTemplates()
+await shoot('docs/pictures/templates.jpg')
 await browser.close()
+
+async function waitForEditor() {
+  await page.waitForFunction(() => window.LiteGraph?.registered_node_types?.SeqLoRA_DemoModel && window.app?.graph)
+  await page.addStyleTag({ content: '.litegraph-minimap, .p-toast { display: none !important }' })
+  await page.waitForTimeout(3000) // the first visit opens the template browser by itself
+}
 
 async function openTemplates() {
   const pack = page.getByText('seqlora', { exact: true })

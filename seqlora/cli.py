@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -148,23 +148,27 @@ def demo(args: argparse.Namespace) -> None:
     print(f"{figures['seconds']} seconds in all; {args.out / 'demo.png'} and {args.out / 'demo.json'} were written")
 
 
+def folder(text: str) -> Path:
+    return Path(text).resolve()  # "." has a name too
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="seqlora", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="command")
     defaults = Settings()
 
-    def command(name: str, run, about: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
         return sub
 
     def with_library(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("library", type=Path, help="the library's folder")
+        sub.add_argument("library", type=folder, help="the library's folder")
         sub.add_argument("concepts", nargs="*", default=["*"], help="'name' or 'name: 0.8'; all of them if none is given")
 
     sub = command("train", train, "teach a concept from a folder of pictures")
     sub.add_argument("images", type=Path, help="folder of pictures, each with a .txt caption beside it or none")
-    sub.add_argument("--library", type=Path, required=True, help="the library's folder; made if it does not exist")
+    sub.add_argument("--library", type=folder, required=True, help="the library's folder; made if it does not exist")
     sub.add_argument("--model", default="demo", help="a folder with a diffusers pipeline, or 'demo'")
     sub.add_argument("--name", help="the concept's name; the folder's name if not given")
     sub.add_argument("--trigger", required=True, help="a made-up word that stands for the concept in prompts")
@@ -183,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("sample", sample, "draw pictures with any of a library's concepts")
     sub.add_argument("prompt")
     sub.add_argument("concepts", nargs="*", default=["*"], help="'name' or 'name: 0.8'; all of them if none is given")
-    sub.add_argument("--library", type=Path, help="the library's folder; the bare model if not given")
+    sub.add_argument("--library", type=folder, help="the library's folder; the bare model if not given")
     sub.add_argument("--model", default="demo", help="a folder with a diffusers pipeline, or 'demo'")
     sub.add_argument("--out", type=Path, default=Path("sample.png"))
     sub.add_argument("--count", type=int, default=4)
@@ -194,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
     with_library(command("compose", compose, "show what summing concepts gives: ranks, overlap, crosstalk"))
 
     sub = command("info", info, "list a library")
-    sub.add_argument("library", type=Path, help="the library's folder")
+    sub.add_argument("library", type=folder, help="the library's folder")
 
     sub = command("export", export, "write the sum of concepts as one ordinary LoRA file")
     with_library(sub)

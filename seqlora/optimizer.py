@@ -1,7 +1,9 @@
 """The bilevel optimiser, batched by layer shape.
 
     upper:  min over B in M of  F(B) = L(A*(B), B)
-    lower:  A*(B) = argmin_A  L(A, B) + lambda * sum over layers of tr(A B' C B A') / tr(W C W')
+    lower:  A*(B) = argmin_A  L(A, B),   L = denoising loss + lambda * sum over layers of tr(A B' C B A') / tr(W C W')
+
+The levels share L, so at A*(B) the plain dL/dB is the hypergradient (envelope theorem) and one backward serves both.
 
 Both levels move by an unmodified Adam. B's gradient is first projected on the tangent space, then the step that Adam made of
 it, and the result retracted: after every step B is orthonormal and orthogonal to all earlier concepts to rounding error.

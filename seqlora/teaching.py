@@ -21,7 +21,7 @@ from .library import Base, Library, Record, request_hash
 from .names import checked_name
 from .objective import Denoiser, Examples
 from .settings import Settings
-from .trainer import Progress, measure_prior, train_concept
+from .trainer import Progress, check_latents, measure_prior, memory_advice, train_concept
 
 MIN_SIDE = 16  # pixels
 GENERIC_CAPTIONS = (
@@ -90,7 +90,8 @@ def prepare_captions(lesson: Lesson) -> tuple[list[str], int]:
         return [f"a photo of {subject}"] * len(lesson.pictures), 0
     if len(lesson.captions) != len(lesson.pictures):
         raise SeqLoRAError(
-            f"There are {len(lesson.captions)} captions for {len(lesson.pictures)} pictures; give one caption per picture, or none."
+            f"There are {len(lesson.captions)} captions for {len(lesson.pictures)} pictures; "
+            "give one caption per picture, or none."
         )
     prepared, added = [], 0
     for caption in lesson.captions:
@@ -149,9 +150,8 @@ def teach(library: Library, lesson: Lesson, settings: Settings, model: Model) ->
     layers = model.layers(library.targets)
     shapes = {name: list(shape) for name, shape in layer_shapes(layers).items()}
     library.check_base(shapes)
-    request = request_hash(
-        data_hash(lesson), lesson.trigger, lesson.class_word, asdict(settings), library.rank, library.capacity, model.fingerprint
-    )
+    asked = (data_hash(lesson), lesson.trigger, lesson.class_word, asdict(settings))
+    request = request_hash(*asked, library.rank, library.capacity, model.fingerprint)
     with library.writing() as library:
         for record in library.concepts:
             if record.name == lesson.name and record.request == request:
@@ -160,12 +160,14 @@ def teach(library: Library, lesson: Lesson, settings: Settings, model: Model) ->
         library.check_base(shapes)
         began = time.monotonic()
         captions, added = prepare_captions(lesson)
-        examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(captions))
         prior = library.prior()
         needs_prior = settings.interference > 0 or settings.basis_start == "contrastive"
-        if prior is None and needs_prior:
-            uncond, *generic = model.encode_captions(["", *model.generic_captions])
-            prior = yield from measure_prior(model.denoiser, layers, examples.latents[0].shape, generic, uncond)
+        with memory_advice(settings):
+            examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(captions))
+            check_latents(examples.latents)
+            if prior is None and needs_prior:
+                uncond, *generic = model.encode_captions(["", *model.generic_captions])
+                prior = yield from measure_prior(model.denoiser, layers, examples.latents[0].shape, generic, uncond)
         earlier = [library.load(name) for name in library.names]
         trained = yield from train_concept(
             model.denoiser,

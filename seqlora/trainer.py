@@ -139,6 +139,12 @@ def constrain(
     return directions, full
 
 
+def check_latents(latents: Sequence[Tensor]) -> None:
+    for number, latent in enumerate(latents, 1):
+        if not latent.isfinite().all():
+            raise SeqLoRAError(f"Picture {number} was encoded to values that are not numbers; run the VAE in float32.")
+
+
 @contextmanager
 def memory_advice(settings: Settings) -> Iterator[None]:
     """Says what to lower when the device runs out of memory."""
@@ -188,9 +194,7 @@ def train_concept(
     generator at any point leaves the model as it was. Raises SeqLoRAError on values that are not finite, when memory runs out,
     and before any work where a layer is full and `when_full` is "refuse".
     """
-    for number, latent in enumerate(examples.latents, 1):
-        if not latent.isfinite().all():
-            raise SeqLoRAError(f"Picture {number} was encoded to values that are not numbers; run the VAE in float32.")
+    check_latents(examples.latents)
     shapes = layer_shapes(layers)
     constrained, full_layers = constrain(settings, shapes, ranks, earlier)
     rng = torch.Generator().manual_seed(settings.seed)

@@ -130,7 +130,7 @@ class HeadlessModel:
 class DemoModel(HeadlessModel):
     """The demo model."""
 
-    generic_captions = [f"a photo of {e.name}" for e in all_emoji() if not e.held_out][::19]
+    generic_captions: Sequence[str] = [f"a photo of {e.name}" for e in all_emoji() if not e.held_out][::19]
     picture_side = 64
     latent_shape = (16, 16, 16)
 

@@ -33,7 +33,7 @@ class Residual(nn.Module):
 class Classifier(nn.Module):
     """Images (b, 3, 64, 64) in -1..1 -> logits (b, 720), one per entry of `all_emoji()` and in its order."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         # The last map is flattened, not averaged: where the parts are is what tells many emoji apart.
         self.body = nn.Sequential(

@@ -98,7 +98,11 @@ def _random_embedding(seed: int) -> Tensor:
 class PatchAutoencoder(nn.Module):
     """Principal components of 4 x 4 pixel patches: images (batch, 3, H, W) in -1..1 <-> latents (batch, 16, H/4, W/4)."""
 
-    def __init__(self):
+    components: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
         self.register_buffer("components", torch.zeros(LATENT_CHANNELS, 3 * PATCH * PATCH))  # orthonormal rows
         self.register_buffer("mean", torch.zeros(3 * PATCH * PATCH))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from ..sampling import euler
 from ..settings import Settings, method_settings
 from ..teaching import Lesson, teach
 from ..trainer import Progress
-from .classifier import load_classifier
+from .classifier import recognise
 from .pictures import Emoji, all_emoji, concept_pictures, held_out_emoji, trigger_word
 
 PICTURES = 5  # per concept
@@ -47,7 +47,12 @@ def lesson_of(emoji: Emoji, count: int = PICTURES, seed: int = 0) -> Lesson:
 
 
 def teach_all(
-    folder: Path, concepts: Sequence[Emoji], settings: Settings, model: DemoModel, rank: int, tell: Callable[[str, Progress], None]
+    folder: Path,
+    concepts: Sequence[Emoji],
+    settings: Settings,
+    model: DemoModel,
+    rank: int,
+    tell: Callable[[str, Progress], None],
 ) -> Library:
     library = Library.create(folder, rank=rank, capacity=32, targets="attention and mlp")
     for emoji in concepts:
@@ -73,7 +78,7 @@ def draw(model: DemoModel, composed: Mapping[str, Pair], prompts: Sequence[str],
     return model.decode(latents).reshape(len(prompts), samples, *model.decode(latents[:1]).shape[1:])
 
 
-def _chunks(noise: Tensor, conds: list, uncond: list, size: int):
+def _chunks(noise: Tensor, conds: list, uncond: list, size: int) -> Iterator[tuple[Tensor, list, list]]:
     for i in range(0, len(conds), size):
         yield noise[i : i + size], conds[i : i + size], uncond[i : i + size]
 
@@ -82,7 +87,7 @@ def recognised(pictures: Tensor, concepts: Sequence[Emoji]) -> Tensor:
     """(concepts, samples) whether the classifier names the concept, among all emoji it knows."""
     wanted = torch.tensor([all_emoji().index(emoji) for emoji in concepts])
     flat = pictures.flatten(0, 1).movedim(-1, 1) * 2 - 1
-    return load_classifier().recognise(flat).reshape(pictures.shape[:2]) == wanted[:, None]
+    return recognise(flat).reshape(pictures.shape[:2]) == wanted[:, None]
 
 
 def run_demo(out: Path, count: int = 8, seed: int = 0, rank: int = 4, say: Callable[[str], None] = print) -> dict:
@@ -103,7 +108,10 @@ def run_demo(out: Path, count: int = 8, seed: int = 0, rank: int = 4, say: Calla
     held = {method: [library.load(e.name) for e in concepts] for method, library in libraries.items()}
     say("Drawing ...")
     alone = {m: torch.cat([draw(model, c, [p], SAMPLES, seed) for c, p in zip(held[m], prompts, strict=True)]) for m in held}
-    together = {m: torch.cat([draw(model, compose([(c, 1.0) for c in held[m]]), [p], SAMPLES, seed) for p in prompts]) for m in held}
+    together = {}
+    for method, concepts_held in held.items():
+        everything = compose([(concept, 1.0) for concept in concepts_held])
+        together[method] = torch.cat([draw(model, everything, [p], SAMPLES, seed) for p in prompts])
     figures: dict = {"concepts": [e.name for e in concepts], "rank": rank, "settings": asdict(DEMO_SETTINGS)}
     for method in held:
         own, all_on = recognised(alone[method], concepts), recognised(together[method], concepts)
