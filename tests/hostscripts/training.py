@@ -5,6 +5,7 @@ Arguments: the family and an empty folder.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,13 @@ def fixed_loss(models, library) -> tuple[float, float]:
         bare = mean_loss()
         with attached(layers, concept):
             return bare, mean_loss()
+
+
+def library_like(first, name: str):
+    """A new library that need not measure the same model's moments once more."""
+    library = tiny.new_library(folder, name)
+    shutil.copytree(first.path / "moments", library.path / "moments", ignore=shutil.ignore_patterns("0*"))
+    return library
 
 
 def tensors(library, name: str = "thing") -> dict:
@@ -70,10 +78,9 @@ seconds = time.monotonic() - began
 after = tiny.outputs(patcher, load_first=False)
 bare, with_concept = fixed_loss(models, taught.library)
 
-again = tiny.train(models, tiny.new_library(folder, "second"), settings)
 short = settings.with_(steps=4)
-plain = tensors(tiny.train(models, tiny.new_library(folder, "plain"), short).library)
-thrifty = tensors(tiny.train(models, tiny.new_library(folder, "thrifty"), short, checkpointing=True).library)
+plain, again = (tensors(tiny.train(models, library_like(taught.library, name), short).library) for name in ("plain", "again"))
+thrifty = tensors(tiny.train(models, library_like(taught.library, "thrifty"), short, checkpointing=True).library)
 
 
 def cancel_at(step: int):
@@ -84,7 +91,8 @@ def cancel_at(step: int):
     return cancel
 
 
-cancelled = tiny.new_library(folder, "cancelled")
+cancelled = library_like(taught.library, "cancelled")
+files_before = sorted(path.name for path in cancelled.path.rglob("*"))
 try:
     tiny.train(models, cancelled, settings, checkpointing=True, on_step=cancel_at(5))
     stopped = False
@@ -100,12 +108,13 @@ boot.report(
     seconds_per_step=(step_times[-1] - step_times[0]) / (len(step_times) - 1),
     layers=len(taught.library.base.layers),
     layout=dict(taught.library.base.layout),
-    reproducible=same(tensors(taught.library), tensors(again.library)),
+    reproducible=same(plain, again),
     outputs_kept=torch.equal(before, after),
+    checkpointed_blocks=len(host.transformer_blocks(patcher.model.diffusion_model)),
     checkpointing_error=max(float((plain[key] - thrifty[key]).abs().max()) for key in plain),
     cancel_stopped=stopped,
     cancel_outputs_kept=torch.equal(before, tiny.outputs(patcher, load_first=False)),
-    cancel_files=sorted(path.name for path in cancelled.path.iterdir() if path.name != ".lock"),
+    cancel_new_files=sorted({path.name for path in cancelled.path.rglob("*")} - {*files_before, ".lock"}),
     hooks_left=hooks_left(patcher),
     in_training=comfy.model_management.in_training,
     reused=reused.reused,

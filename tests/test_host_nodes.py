@@ -1,0 +1,304 @@
+"""The nodes in a real ComfyUI: teaching, composing and exporting on the host's own model classes, and through its server."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from seqlora.demo.pictures import held_out_emoji
+from tests.hosts import HostServer, error_message, run_in_host
+
+pytestmark = [pytest.mark.host, pytest.mark.slow]
+FAMILIES = ["sd15", "sd3", "flux"]
+NODES = {
+    "SeqLoRA_TrainConcept": ["SEQLORA_LIBRARY", "LOSS_MAP", "STRING"],
+    "SeqLoRA_CreateLibrary": ["SEQLORA_LIBRARY"],
+    "SeqLoRA_LoadLibrary": ["SEQLORA_LIBRARY", "STRING"],
+    "SeqLoRA_ApplyComposed": ["MODEL", "CLIP", "STRING"],
+    "SeqLoRA_ExportLoRA": ["STRING"],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(host: object, tmp_path_factory: pytest.TempPathFactory):
+    """What tests/hostscripts/training.py reports, once for each family."""
+    return cache(lambda family: run_in_host("training.py", family, tmp_path_factory.mktemp(family), timeout=1200))
+
+
+@pytest.fixture(scope="module")
+def applied(host: object, tmp_path_factory: pytest.TempPathFactory):
+    """What tests/hostscripts/applying.py reports, once for each family."""
+    return cache(lambda family: run_in_host("applying.py", family, tmp_path_factory.mktemp(f"{family}-applied"), timeout=600))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thirty_steps_lower_the_loss_on_fixed_noise(trained, family: str):
+    assert trained(family)["with_concept"] <= 0.7 * trained(family)["bare"]
+    assert trained(family)["layout"]["family"] == {"sd15": "unet"}.get(family, family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_seed_gives_the_same_file(trained, family: str):
+    assert trained(family)["reproducible"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_leaves_the_model_as_it_was(trained, family: str):
+    figures = trained(family)
+    assert figures["outputs_kept"] and figures["hooks_left"] == 0 and figures["in_training"] is False
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cancelled_training_leaves_model_and_library_as_they_were(trained, family: str):
+    figures = trained(family)
+    assert figures["cancel_stopped"] and figures["cancel_outputs_kept"] and figures["cancel_new_files"] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_changes_nothing_but_memory(trained, family: str):
+    assert trained(family)["checkpointed_blocks"] > 0
+    assert trained(family)["checkpointing_error"] <= 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_request_is_found_again(trained, family: str):
+    assert trained(family)["reused"] and trained(family)["concepts"] == ["thing", "other"]
+    assert trained(family)["overlap"] <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_a_concept_alone_is_what_the_hosts_own_loader_makes_of_its_file(applied, family: str):
+    assert applied(family)["changed"] > 1e-4 and applied(family)["both_differ"] > 0.1
+    assert applied(family)["against_host"] <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_applying_is_exact_and_undone_exactly(applied, family: str):
+    assert applied(family)["weights_error"] <= 1e-6
+    assert applied(family)["outputs_kept"] and applied(family)["weights_kept"] and applied(family)["nothing_selected"]
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_the_host_loads_every_export(applied, family: str):
+    assert len(applied(family)["exports"]) == 6
+    for kind, error in applied(family)["exports"].items():
+        assert error <= (1e-5 if kind.endswith("fp32") else 1e-3), kind
+    header = applied(family)["header"]
+    assert header["modelspec.trigger_phrase"] == "zobiku thing, zobiku thing" and header["ss_network_dim"] == "8"
+    assert [concept["name"] for concept in json.loads(header["seqlora"])["concepts"]] == ["one", "three"]
+
+
+def test_sdxl_layers_have_names_and_shapes_that_the_host_knows(applied):
+    count, misfits = applied("sd3")["sdxl"]
+    assert count == 700 and misfits == []
+
+
+def test_loading_follows_the_library(applied):
+    assert applied("sd3")["digest_follows"] and applied("sd3")["triggers"] == "one: zobiku thing\nthree: zobiku thing"
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("unknown concept", ["'two'", "one, three"]),
+        ("outside", ["filename_prefix", "../../out"]),
+        ("library path", ["../lib", "'/'"]),
+        ("tampered handle", ["../lib", "'/'"]),
+        ("other rank", ["rank 4, not 8"]),
+        ("wrong model", ["no layer diffusion_model.joint_blocks.0"]),
+        ("nothing to export", ["No concepts of library 'lib'"]),
+    ],
+)
+def test_refusals_say_what_to_do(applied, what: str, words: list[str]):
+    assert all(word in applied("sd3")["refused"][what] for word in words)
+
+
+# --- Through the server -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_input_and_output_is_explained(server: HostServer, node: str):
+    info = server.get(f"/object_info/{node}")[node]
+    assert info["output"] == NODES[node]
+    assert info["category"].split("/")[0] == "SeqLoRA" and info["description"] and info["search_aliases"]
+    inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
+    assert all(options["tooltip"] for _, options in inputs.values())
+    assert all(info["output_tooltips"])
+
+
+def test_the_order_of_inputs_is_frozen(server: HostServer):
+    order = server.get("/object_info/SeqLoRA_TrainConcept")["SeqLoRA_TrainConcept"]["input_order"]
+    assert order["required"] == [
+        "model",
+        "clip",
+        "vae",
+        "library",
+        "images",
+        "concept_name",
+        "trigger",
+        "class_word",
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "basis_learning_rate",
+        "seed",
+    ]
+    assert order["optional"] == [
+        "captions",
+        "method",
+        "orthogonality",
+        "context",
+        "basis_start",
+        "schedule",
+        "inner_steps",
+        "interference",
+        "gradient_checkpointing",
+    ]
+
+
+def teaching(library: str, steps: int = 20, concept: str = "first", **changes) -> dict[str, dict]:
+    emoji = held_out_emoji()[0].name
+    return {
+        "model": {"class_type": "SeqLoRA_DemoModel", "inputs": {}},
+        "pictures": {"class_type": "SeqLoRA_DemoPictures", "inputs": {"concept": emoji, "count": 4, "seed": 0}},
+        "library": {
+            "class_type": "SeqLoRA_CreateLibrary",
+            "inputs": {"name": library, "rank": 4, "capacity": 8, "targets": "attention"},
+        },
+        "train": {
+            "class_type": "SeqLoRA_TrainConcept",
+            "inputs": {
+                "model": ["model", 0],
+                "clip": ["model", 1],
+                "vae": ["model", 2],
+                "library": ["library", 0],
+                "images": ["pictures", 0],
+                "captions": ["pictures", 1],
+                "concept_name": concept,
+                "trigger": ["pictures", 2],
+                "class_word": ["pictures", 3],
+                "steps": steps,
+                "batch_size": 4,
+                "learning_rate": 1e-2,
+                "basis_learning_rate": 3e-3,
+                "seed": 0,
+            }
+            | changes,
+        },
+    }
+
+
+def drawing(model: list, prefix: str) -> dict[str, dict]:
+    return {
+        "prompt": {"class_type": "CLIPTextEncode", "inputs": {"text": "a photo of a cat", "clip": ["apply", 1]}},
+        "empty": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["apply", 1]}},
+        "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        f"sample {prefix}": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": model,
+                "positive": ["prompt", 0],
+                "negative": ["empty", 0],
+                "latent_image": ["latent", 0],
+                "seed": 1,
+                "steps": 4,
+                "cfg": 3.0,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+                "denoise": 1.0,
+            },
+        },
+        f"decode {prefix}": {"class_type": "VAEDecode", "inputs": {"samples": [f"sample {prefix}", 0], "vae": ["model", 2]}},
+        f"save {prefix}": {
+            "class_type": "SaveImage",
+            "inputs": {"images": [f"decode {prefix}", 0], "filename_prefix": prefix},
+        },
+    }
+
+
+def picture(server: HostServer, output: dict) -> np.ndarray:
+    (image,) = output["images"]
+    path = server.output_dir / image["subfolder"] / image["filename"]
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_from_pictures_to_a_picture(server: HostServer):
+    """Teach, apply, draw and export in one prompt; the concept's own file in the host's loader draws the same picture."""
+    apply = {
+        "class_type": "SeqLoRA_ApplyComposed",
+        "inputs": {"model": ["model", 0], "clip": ["model", 1], "library": ["train", 0], "concepts": "*", "strength": 1.0},
+    }
+    export = {
+        "class_type": "SeqLoRA_ExportLoRA",
+        "inputs": {
+            "library": ["train", 0],
+            "concepts": "first: 0.5",
+            "filename_prefix": "half",
+            "format": "diffusers",
+            "dtype": "fp32",
+        },
+    }
+    loss = {"class_type": "LossGraphNode", "inputs": {"loss": ["train", 1], "filename_prefix": "loss"}}
+    report = {"class_type": "PreviewAny", "inputs": {"source": ["train", 2]}}
+    prompt = teaching("whole path") | {"apply": apply, "export": export, "loss": loss, "report": report}
+    prompt |= drawing(["apply", 0], "taught") | drawing(["model", 0], "bare")
+    outputs = server.run(prompt)
+
+    taught, bare = (picture(server, outputs[f"save {name}"]) for name in ("taught", "bare"))
+    assert taught.shape == (64, 64, 3) and np.abs(taught - bare).mean() > 0.5
+    figures = json.loads(outputs["report"]["text"][0])
+    assert figures["concept"] == "first" and figures["steps"] == 20 and figures["largest_orthonormality_error"] <= 1e-5
+    with safe_open(server.output_dir / "loras" / "half_00001.safetensors", "pt") as file:
+        assert all(name.startswith("unet.") for name in file.keys())  # noqa: SIM118
+
+    folder = server.models_dir / "seqlora" / "whole path"
+    (server.models_dir / "loras").mkdir(exist_ok=True)
+    (server.models_dir / "loras" / "first.safetensors").write_bytes((folder / figures["file"]).read_bytes())
+    loader = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": ["model", 0], "lora_name": "first.safetensors", "strength_model": 1.0},
+    }
+    began = time.monotonic()
+    outputs = server.run(prompt | {"loader": loader} | drawing(["loader", 0], "loaded"))
+    assert time.monotonic() - began < figures["seconds"] + 60
+    assert np.abs(picture(server, outputs["save loaded"]) - taught).max() <= 1
+    assert len(json.loads((folder / "library.json").read_text())["concepts"]) == 1  # found again, not taught again
+
+
+def test_a_cancel_through_the_server_keeps_nothing(server: HostServer):
+    prompt = server.post_prompt(teaching("cancelled", steps=5000))
+    manifest = server.models_dir / "seqlora" / "cancelled" / "library.json"
+    end = time.monotonic() + 120
+    while not manifest.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    time.sleep(2)
+    server.interrupt()
+    entry = server.wait(prompt, 60)
+    assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
+    assert json.loads(manifest.read_text())["concepts"] == []
+    assert {path.name for path in manifest.parent.iterdir()} <= {"library.json", ".lock"}
+
+
+def test_what_went_wrong_is_one_sentence(server: HostServer):
+    prompt = teaching("wrong", trigger="")
+    message = error_message(server.wait(server.post_prompt(prompt)))
+    assert message.endswith("The trigger is empty; give a made-up word that stands for the concept in prompts.")
+
+
+def test_libraries_are_listed_by_name(server: HostServer):
+    library = {
+        "class_type": "SeqLoRA_CreateLibrary",
+        "inputs": {"name": "listed", "rank": 4, "capacity": 8, "targets": "attention"},
+    }
+    server.run({"library": library, "show": {"class_type": "PreviewAny", "inputs": {"source": ["library", 0]}}})
+    (options, *_) = server.get("/object_info/SeqLoRA_LoadLibrary")["SeqLoRA_LoadLibrary"]["input"]["required"]["name"]
+    names = options if isinstance(options, list) else _[0]["options"]
+    assert "listed" in names
+    assert (Path(server.models_dir) / "seqlora" / "listed" / "library.json").is_file()
