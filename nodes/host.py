@@ -132,6 +132,7 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
     """
     management = comfy.model_management
     with ExitStack() as undo:
+        undo.callback(management.soft_empty_cache)
         undo.enter_context(torch.inference_mode(False))  # the host runs every node inside inference mode
         if hasattr(management, "in_training"):  # plain instead of fused operations, which have no gradient
             undo.callback(setattr, management, "in_training", management.in_training)
@@ -151,7 +152,6 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
                 "There is not enough memory for this training; turn on gradient_checkpointing, "
                 "lower batch_size or use smaller images."
             ) from error
-    management.soft_empty_cache()
 
 
 def _own_patcher(model: Any) -> Any:

@@ -111,6 +111,11 @@ class TrainConcept(io.ComfyNode):
                     "free: plain LoRA.",
                 ),
                 _choice(
+                    "when_full",
+                    "What happens where a layer has no direction left for an exactly orthogonal basis: the concept shares the "
+                    "layer as under metric, or training is refused.",
+                ),
+                _choice(
                     "context",
                     "What is on while the concept is learned: some earlier concepts at random (stochastic), none (modular) or "
                     "all (cumulative).",

@@ -120,6 +120,53 @@ def test_refusals_say_what_to_do(applied, what: str, words: list[str]):
     assert all(word in applied("sd3")["refused"][what] for word in words)
 
 
+@pytest.fixture(scope="module")
+def edges(host: object, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return run_in_host("edges.py", tmp_path_factory.mktemp("edges"), timeout=600)
+
+
+@pytest.mark.parametrize("state", ["plain", "half", "eighth", "above"])
+def test_models_are_taught_in_the_state_in_which_the_host_has_them(edges: dict, state: str):
+    """fp32; fp16, in which gradients would vanish; fp8 weights; a LoRA upstream."""
+    assert edges[state]["kept"] and edges[state]["finite"]
+    assert edges[state]["learned"] == pytest.approx(edges["plain"]["learned"], rel=0.01)
+
+
+def test_a_lora_upstream_is_part_of_the_base(edges: dict):
+    assert edges["upstream_changed"] > 0.01 and edges["above_kept"]
+    assert edges["above"]["fingerprint"] != edges["plain"]["fingerprint"] == edges["half"]["fingerprint"]
+
+
+def test_captions_of_unequal_length_run_one_by_one(edges: dict):
+    assert edges["joined_and_single"] <= 1e-4
+
+
+def test_sdxl_is_told_the_size_of_the_pictures(edges: dict):
+    assert edges["sdxl_size"]
+
+
+def test_images_of_unequal_size_with_alpha_and_captions(edges: dict):
+    assert edges["pictures"] == [[64, 64, 3], [64, 64, 3], [8, 9, 3]]
+    assert edges["captions"] == [["a", "b"], [], ["a", ""], [], ["a\nb"]]
+    report = json.loads(edges["sizes_report"])
+    assert edges["sizes_losses"] == 3 and report["captions_given_the_trigger"] == 2
+    assert "nothing was done" in edges["again_text"] and "nothing was done" not in edges["sizes_text"]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("wrong VAE", ["4 channels", "takes 16"]),
+        ("caption count", ["2 captions for 4 pictures"]),
+        ("taken name", ["a concept 'sizes' already"]),
+        ("wrong model", ["belongs to another model (flux)", "double_blocks.0.img_attn.qkv"]),
+        ("out of memory", ["not enough memory", "batch_size"]),
+    ],
+)
+def test_what_cannot_be_taught_is_refused(edges: dict, what: str, words: list[str]):
+    assert all(word in edges["refused"][what] for word in words)
+
+
 # --- Through the server -------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +201,7 @@ def test_the_order_of_inputs_is_frozen(server: HostServer):
         "captions",
         "method",
         "orthogonality",
+        "when_full",
         "context",
         "basis_start",
         "schedule",
