@@ -253,8 +253,14 @@ def train_concept(
             if optimizer.passes >= settings.steps:
                 break
     result.pairs = {name: pair for stack in stacks for name, pair in stack.pairs().items()}
-    result.pairs = {name: result.pairs[name] for name in layers}
+    result.pairs = {name: orthonormalised(result.pairs[name]) if free else result.pairs[name] for name in layers}
     return result
+
+
+def orthonormalised(pair: Pair) -> Pair:
+    """The same A B' with an orthonormal B: concept files are all alike, also those of plain LoRA."""
+    basis, triangle = torch.linalg.qr(pair.B.double())
+    return Pair((pair.A.double() @ triangle.mT).float(), basis.float())
 
 
 def _everything_else(prior: Moments | None, earlier: Moments | None, count: int) -> tuple[Moments | None, Moments | None]:

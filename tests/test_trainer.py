@@ -13,7 +13,7 @@ from seqlora.metrics import basis_error
 from seqlora.moments import Moments
 from seqlora.objective import Batches, Examples
 from seqlora.settings import METHODS, method_settings
-from seqlora.trainer import finish, layer_rank, measure_prior, train_concept
+from seqlora.trainer import finish, layer_rank, measure_prior, orthonormalised, train_concept
 from tests.small import QUICK, TOKENS, WIDTH, SmallDenoiser, small_examples, small_layers, small_ranks
 
 CONDS = [torch.randn(WIDTH, generator=torch.Generator().manual_seed(i)) for i in range(8)]
@@ -349,3 +349,10 @@ def test_a_stochastic_context_never_exceeds_its_limit():
     assert max(map(len, drawn)) == trainer.CONTEXT_LIMIT
     assert all(len(set(on)) == len(on) for on in drawn)
     assert {i for on in drawn for i in on} == set(range(60))
+
+
+def test_plain_lora_files_have_an_orthonormal_basis_and_the_same_change():
+    A, B = torch.randn(7, 3), torch.randn(9, 3)
+    pair = orthonormalised(Pair(A, B))
+    assert torch.allclose(pair.A @ pair.B.mT, A @ B.mT, atol=1e-5)
+    assert torch.allclose(pair.B.mT @ pair.B, torch.eye(3), atol=1e-6)
