@@ -26,7 +26,7 @@ const BROWSER = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-backg
 // What a thumbnail shows, by the titles of nodes.
 const THUMBNAILS = {
   teach_two_concepts: ['Pictures of the first concept', 'Teach the first concept', 'Pictures of the second concept'],
-  compose_two_concepts: ['KSampler', 'VAE Decode', 'Save Image']
+  compose_two_concepts: ['VAE Decode', 'Save Image']
 }
 
 const problems = []
@@ -43,11 +43,11 @@ await waitForEditor()
 for (const name of Object.keys(THUMBNAILS)) {
   problems.length = 0 // a new ComfyUI opens with a workflow of its own, whose models it does not have
   await openTemplates()
-  await page.getByText(name, { exact: true }).first().click()
+  await page.getByRole('dialog').getByText(name, { exact: true }).click()
   await page.waitForFunction((title) => window.app.graph.nodes.some((node) => node.title === title), THUMBNAILS[name][0])
   const seconds = await run()
-  await shootGraph(`docs/pictures/${name.split('_')[0]}.jpg`, null, 0.72)
-  await shootGraph(`workflows/${name}.jpg`, THUMBNAILS[name], 1)
+  await shootGraph(`docs/pictures/${name.split('_')[0]}.jpg`, null)
+  await shootGraph(`workflows/${name}.jpg`, THUMBNAILS[name])
   console.log(`${name}: ran in ${seconds} s; ${problems.length ? problems.join('\n  ') : 'nothing on the console'}`)
 }
 await page.reload() // or the browser shows the thumbnails that it has kept
@@ -63,12 +63,10 @@ async function waitForEditor() {
 }
 
 async function openTemplates() {
-  const pack = page.getByText('seqlora', { exact: true })
-  if (!(await page.getByPlaceholder('Search').first().isVisible().catch(() => false))) {
-    await page.getByRole('button', { name: 'Templates' }).first().click()
-  }
-  await pack.first().click()
-  await page.getByText('compose_two_concepts', { exact: true }).first().waitFor()
+  const dialog = page.getByRole('dialog')
+  if (!(await dialog.count())) await page.getByRole('button', { name: 'Templates' }).first().click()
+  await dialog.getByText('seqlora', { exact: true }).click()
+  await dialog.getByText('compose_two_concepts', { exact: true }).waitFor()
   await page.waitForTimeout(2000)
 }
 
@@ -84,16 +82,18 @@ async function run() {
   await page.waitForFunction(() => window.ended, null, { timeout: 20 * MINUTES })
   const ended = await page.evaluate(() => window.ended)
   if (ended.event !== 'execution_success') throw new Error(`${ended.node_type}: ${ended.exception_message ?? ended.event}`)
-  return Math.round((Date.now() - began) / 1000)
+  const seconds = Math.round((Date.now() - began) / 1000)
+  await page.getByText('Job completed').first().waitFor({ state: 'hidden' })
+  return seconds
 }
 
 async function shoot(file, clip) {
   await page.screenshot({ path: join(out, file), type: 'jpeg', quality: 85, clip })
 }
 
-// The part of the canvas that these nodes (or all) take up, at a scale.
-async function shootGraph(file, titles, scale) {
-  const clip = await page.evaluate(([titles, scale]) => {
+// The part of the canvas that these nodes (or all) take up.
+async function shootGraph(file, titles) {
+  const clip = await page.evaluate((titles) => {
     const { graph, canvas } = window.app
     const boxes = graph.nodes.filter((node) => !titles || titles.includes(node.title)).map((node) => node.getBounding())
     const left = Math.min(...boxes.map((box) => box[0])) - 20
@@ -101,11 +101,13 @@ async function shootGraph(file, titles, scale) {
     const width = Math.max(...boxes.map((box) => box[0] + box[2])) + 20 - left
     const height = Math.max(...boxes.map((box) => box[1] + box[3])) + 20 - top
     const [x, y] = [70, 110] // below the bars of the editor
+    const scale = Math.min(1, (window.innerWidth - x - 20) / width, (window.innerHeight - y - 20) / height)
     canvas.ds.scale = scale
     canvas.ds.offset = [x / scale - left, y / scale - top]
+    canvas.show_info = false
     canvas.setDirty(true, true)
     return { x, y, width: width * scale, height: height * scale }
-  }, [titles, scale])
+  }, titles)
   await page.waitForTimeout(3000)
   await shoot(file, clip)
 }
