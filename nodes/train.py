@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..seqlora.settings import METHODS, Settings, method_settings
-from ..seqlora.teaching import Lesson, Taught, teach
+from ..seqlora.teaching import Lesson, Taught, check_lesson, teach
 from . import host
 from .library import LibraryHandle, LibraryType
 
@@ -111,11 +111,6 @@ class TrainConcept(io.ComfyNode):
                     "free: plain LoRA.",
                 ),
                 _choice(
-                    "when_full",
-                    "What happens where a layer has no direction left for an exactly orthogonal basis: the concept shares the "
-                    "layer as under metric, or training is refused.",
-                ),
-                _choice(
                     "context",
                     "What is on while the concept is learned: some earlier concepts at random (stochastic), none (modular) or "
                     "all (cumulative).",
@@ -156,6 +151,11 @@ class TrainConcept(io.ComfyNode):
                     advanced=True,
                     tooltip="Computes parts of the model twice to need much less memory; about a third slower.",
                 ),
+                _choice(
+                    "when_full",
+                    "What happens where a layer has no direction left for an exactly orthogonal basis: the concept shares the "
+                    "layer as under metric, or training is refused.",
+                ),
             ],
             outputs=[
                 LibraryType.Output("library", tooltip="The library with the new concept, for the next node."),
@@ -180,7 +180,7 @@ class TrainConcept(io.ComfyNode):
         settings = method_settings(method, Settings(**only))
         if less_memory is None:
             less_memory = host.has_accelerator()
-        library = handle.open()
+        library, lesson = handle.open(), check_lesson(lesson)  # before the host reads or moves a model
         with host.training_model(model, clip, vae, less_memory) as taught_model:
             lesson = Lesson(lesson.name, lesson.trigger, lesson.class_word, host.ordinary(lesson.pictures), lesson.captions)
             taught = host.run_with_progress(teach(library, lesson, settings, taught_model), cls.hidden.unique_id)
