@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..seqlora.adapter import Pair, choose_layers
-from ..seqlora.backends.diffusers import DemoModel
+from ..seqlora.demo.pictures import generic_captions
 from ..seqlora.errors import SeqLoRAError
 from ..seqlora.keys import layout_from_native
 from ..seqlora.library import MANIFEST
@@ -396,7 +396,7 @@ class HostModel:
         self.layout = layout_from_native(key for key in base.state_dict() if key.startswith("diffusion_model."))
         self.fingerprint = fingerprint(original)
         demo = isinstance(base.model_config, DemoConfig)
-        self.generic_captions: Sequence[str] = DemoModel.generic_captions if demo else GENERIC_CAPTIONS
+        self.generic_captions: Sequence[str] = generic_captions() if demo else GENERIC_CAPTIONS
         # Models with distilled guidance are taught as they are without it.
         self._extra = {"guidance": 1.0} if base.model_config.unet_config.get("guidance_embed") else {}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Pair, Stack, attached, choose_layers
-from ..demo.pictures import all_emoji
+from ..demo.pictures import generic_captions
 from ..errors import SeqLoRAError
 from ..keys import PREFIX, TRANSFORMER, diffusers_unet_names, layout_of, native_to_diffusers
 from ..objective import discrete_noise, expand, flow_noise, flow_weight, min_snr_weight, stratified
@@ -130,7 +130,7 @@ class HeadlessModel:
 class DemoModel(HeadlessModel):
     """The demo model."""
 
-    generic_captions: Sequence[str] = [f"a photo of {e.name}" for e in all_emoji() if not e.held_out][::19]
+    generic_captions: Sequence[str] = generic_captions()
     picture_side = 64
     latent_shape = (16, 16, 16)
 

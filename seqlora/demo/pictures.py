@@ -49,6 +49,11 @@ def held_out_emoji() -> tuple[Emoji, ...]:
     return tuple(e for e in all_emoji() if e.held_out)
 
 
+def generic_captions() -> list[str]:
+    """A spread of base emoji that stands for everything the demo model can draw."""
+    return [f"a photo of {emoji.name}" for emoji in all_emoji() if not emoji.held_out][::19]
+
+
 @cache
 def held_out_glyphs() -> Tensor:
     """The held-out emoji as (count, 4, size, size) in 0..1, in the order of `held_out_emoji`."""
