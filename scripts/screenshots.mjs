@@ -5,12 +5,19 @@
 //   docs/pictures/teach.jpg       both workflows after they ran
 //   docs/pictures/compose.jpg
 //
-// Once:   apt-get install chromium; npm install --prefix /tmp/shots playwright-core
-// Then:   python main.py --cpu --base-directory <an empty folder whose custom_nodes/seqlora links here>    (in ComfyUI)
-//         NODE_PATH=/tmp/shots/node_modules node scripts/screenshots.mjs http://127.0.0.1:8188
+// Once:  apt-get install chromium; npm install --prefix /tmp/shots playwright-core
+// Then:  NODE_PATH=/tmp/shots/node_modules node scripts/screenshots.mjs http://127.0.0.1:8188
 //
-// The library "my first library" must not exist there yet. CHROMIUM names another browser than /usr/bin/chromium.
-// A second argument is a folder to write the pictures to instead of this repository.
+// at a ComfyUI that has no library "my first library" yet. One of that kind, for as long as it takes:
+//
+//   NODE_PATH=/tmp/shots/node_modules python - <<END
+//   import subprocess
+//   from tests.hosts import HostServer
+//   with HostServer() as host:
+//       subprocess.run(["node", "scripts/screenshots.mjs", f"http://127.0.0.1:{host.port}"], check=True)
+//   END
+//
+// CHROMIUM names another browser than /usr/bin/chromium; a second argument, a folder other than this repository to write to.
 import { createRequire } from 'node:module'
 import { mkdirSync } from 'node:fs'
 import { dirname, join } from 'node:path'
@@ -23,22 +30,16 @@ if (!url) throw new Error('usage: node scripts/screenshots.mjs <address of a run
 const MINUTES = 60_000
 const BROWSER = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking',
   '--disable-component-update', '--disable-sync', '--no-first-run']
-// What a thumbnail shows, by the titles of nodes.
+// What a thumbnail shows: the part of the canvas from the first of these nodes to the last.
 const THUMBNAILS = {
-  teach_two_concepts: ['Pictures of the first concept', 'Teach the first concept', 'Pictures of the second concept'],
-  compose_two_concepts: ['VAE Decode', 'Save Image']
+  teach_two_concepts: ['Create Concept Library', 'Pictures of the second concept'],
+  compose_two_concepts: ['Save Image']
 }
 
 const problems = []
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: BROWSER })
-const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } })
-page.setDefaultTimeout(2 * MINUTES)
-page.on('pageerror', (error) => problems.push(`page error: ${error.message}`))
-page.on('console', (message) => { if (message.type() === 'error') problems.push(`console: ${message.text()}`) })
+let page = await newPage()
 for (const folder of ['workflows', 'docs/pictures']) mkdirSync(join(out, folder), { recursive: true })
-
-await page.goto(url)
-await waitForEditor()
 
 for (const name of Object.keys(THUMBNAILS)) {
   problems.length = 0 // a new ComfyUI opens with a workflow of its own, whose models it does not have
@@ -50,16 +51,22 @@ for (const name of Object.keys(THUMBNAILS)) {
   await shootGraph(`workflows/${name}.jpg`, THUMBNAILS[name])
   console.log(`${name}: ran in ${seconds} s; ${problems.length ? problems.join('\n  ') : 'nothing on the console'}`)
 }
-await page.reload() // or the browser shows the thumbnails that it has kept
-await waitForEditor()
+await page.close()
+page = await newPage() // one that has kept no older thumbnails
 await openTemplates()
 await shoot('docs/pictures/templates.jpg')
 await browser.close()
 
-async function waitForEditor() {
+async function newPage() {
+  const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } })
+  page.setDefaultTimeout(2 * MINUTES)
+  page.on('pageerror', (error) => problems.push(`page error: ${error.message}`))
+  page.on('console', (message) => { if (message.type() === 'error') problems.push(`console: ${message.text()}`) })
+  await page.goto(url)
   await page.waitForFunction(() => window.LiteGraph?.registered_node_types?.SeqLoRA_DemoModel && window.app?.graph)
   await page.addStyleTag({ content: '.litegraph-minimap, .p-toast { display: none !important }' })
   await page.waitForTimeout(3000) // the first visit opens the template browser by itself
+  return page
 }
 
 async function openTemplates() {

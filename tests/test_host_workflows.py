@@ -99,7 +99,7 @@ def test_taught_concepts_compose_to_a_picture(server: HostServer):
     outputs = server.run(to_prompt(read(NAMES[1]), server), timeout=200)
     (image,) = [image for output in outputs.values() for image in output.get("images", [])]
     picture = np.asarray(Image.open(server.output_dir / image["subfolder"] / image["filename"]).convert("RGB"))
-    assert picture.shape == (256, 256, 3)
+    assert picture.shape == (256, 448, 3)
     assert picture.std() > 5
 
 
@@ -110,4 +110,4 @@ def test_help_pages_name_every_input_and_output(server: HostServer):
         page = server.get(f"/extensions/seqlora/docs/{name}.md").decode()
         rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
         assert page.startswith(f"# {info['display_name']}\n"), name
-        assert rows == [*inputs_of(info), *info["output_name"]], name
+        assert sorted(rows) == sorted([*inputs_of(info), *info["output_name"]]), name

@@ -27,7 +27,8 @@ SCRIPTS = sorted((ROOT / "web").rglob("*.js"))
 # Node types of ComfyUI itself (and its editor) that the example workflows may use.
 HOST_NODES = {
     *("MarkdownNote", "Note", "PrimitiveNode", "Reroute"),
-    *("CheckpointLoaderSimple", "CLIPTextEncode", "ConditioningZeroOut", "EmptyLatentImage", "EmptySD3LatentImage"),
+    *("ConditioningCombine", "ConditioningSetAreaPercentage", "ConditioningZeroOut"),
+    *("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "EmptySD3LatentImage"),
     *("KSampler", "LoraLoaderModelOnly", "ModelSamplingSD3", "VAEDecode", "VAEEncode"),
     *("BasicGuider", "BasicScheduler", "CFGGuider", "KSamplerSelect", "RandomNoise", "SamplerCustomAdvanced"),
     *("ImageBatch", "ImageFromBatch", "ImageScale", "LoadImage", "PreviewImage", "RebatchImages", "SaveImage"),
