@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
@@ -90,9 +91,16 @@ def compare_after(
     return compare(denoiser, layers, examples, prior, rank, batch_size, steps, earlier, moments)
 
 
+def describe(title: str, result: Mapping[str, float]) -> str:
+    lines = [f"{title}: {result['lora seconds'] * 1000:.0f} ms a step of plain LoRA"]
+    lines += [f"  {name}: {ratio:.3f} x plain LoRA" for name, ratio in result.items() if name != "lora seconds"]
+    return "\n".join(lines)
+
+
 def main() -> None:
     from seqlora.backends.diffusers import DemoModel
     from seqlora.demo.show import demo_concepts, lesson_of
+    from tests.hosts import find_host, run_in_host
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
@@ -104,10 +112,10 @@ def main() -> None:
     result = compare_after(
         model.denoiser, model.layers("attention and mlp"), examples, model.latent_shape, generic, uncond, steps=args.steps
     )
-    print(f"demo model, {torch.get_num_threads()} CPU threads: {result['lora seconds'] * 1000:.1f} ms a step of plain LoRA")
-    for name, ratio in result.items():
-        if name != "lora seconds":
-            print(f"  {name}: {ratio:.3f} x plain LoRA")
+    print(describe("demo model, batch 8, rank 4", result))
+    if find_host():
+        with tempfile.TemporaryDirectory() as folder:
+            print(describe("SD1.5-class model in ComfyUI, batch 4, rank 4", run_in_host("step_cost.py", folder, args.steps)))
 
 
 if __name__ == "__main__":

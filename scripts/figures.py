@@ -18,16 +18,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.step_cost import compare_after
 from seqlora.adapter import Pair
 from seqlora.backends.diffusers import DemoModel
 from seqlora.composition import compose
-from seqlora.demo.show import DEMO_SETTINGS, demo_concepts, lesson_of, run_demo, summary, teach_all
+from seqlora.demo.show import DEMO_SETTINGS, demo_concepts, run_demo, summary, teach_all
 from seqlora.export import export_composed
 from seqlora.keys import from_native
 from seqlora.library import Library
 from seqlora.metrics import basis_error
-from seqlora.objective import Examples
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "figures.md"
@@ -74,15 +72,9 @@ def _change(pair: Pair) -> torch.Tensor:
     return pair.A.double() @ pair.B.double().mT
 
 
-def step_cost(model: DemoModel) -> str:
-    lesson = lesson_of(demo_concepts(1, 0)[0])
-    examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(lesson.captions))
-    uncond, *generic = model.encode_captions(["", *model.generic_captions[:4]])
-    result = compare_after(
-        model.denoiser, model.layers("attention and mlp"), examples, model.latent_shape, generic, uncond, steps=40
-    )
-    lines = [f"a step of plain LoRA: {result.pop('lora seconds') * 1000:.0f} ms"]
-    return "\n".join([*lines, *(f"{name}: {ratio:.3f} x plain LoRA" for name, ratio in result.items())])
+def step_cost() -> str:
+    command = [sys.executable, "-m", "benchmarks.step_cost"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
 
 
 def main() -> None:
@@ -109,7 +101,7 @@ def main() -> None:
 
         parts["Orthogonality"] = lambda: orthogonality(sixteen_concepts())
         parts["Composition"] = lambda: composition_error(sixteen_concepts())
-        parts["Cost of a training step (demo model, batch 8, rank 4; steps taken in turn)"] = lambda: step_cost(model)
+        parts["Cost of a training step (`make bench-step`; steps taken in turn)"] = step_cost
         page = ["# Figures", "", "Written by `python scripts/figures.py`; not edited by hand.", ""]
         page += [
             f"{processor.group(1) if processor else platform.machine()}, {torch.get_num_threads()} threads, torch "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -100,6 +101,7 @@ def run_demo(out: Path, count: int = 8, seed: int = 0, rank: int = 4, say: Calla
     seconds: dict[str, float] = {}
     for method, base in (("seqlora", DEMO_SETTINGS), ("lora", PLAIN_SETTINGS)):
         start = time.monotonic()
+        shutil.rmtree(out / f"{method}-library", ignore_errors=True)  # of an earlier demo
         say(f"Teaching {count} concepts with {method} ...")
         libraries[method] = teach_all(
             out / f"{method}-library", concepts, method_settings(method, base), model, rank, _teller(say, len(concepts))
