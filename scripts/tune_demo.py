@@ -24,7 +24,7 @@ GRID = {
         {"learning_rate": rate, "basis_learning_rate": 3e-3, "interference": strength}
         for rate, strength in itertools.product((1e-2, 2e-2), (0.3, 1.0, 3.0))
     ],
-    "lora": [{"learning_rate": rate, "basis_learning_rate": rate} for rate in (1e-3, 2e-3, 5e-3, 1e-2)],
+    "lora": [{"learning_rate": rate, "basis_learning_rate": rate} for rate in (1.5e-3, 3e-3, 5e-3, 1e-2)],
 }
 
 
