@@ -1,4 +1,4 @@
-"""Writes docs/figures.md: every figure that the documents quote, computed now on this machine.
+"""Writes docs/figures.md and the pictures beside it: every figure that the documents quote, computed now.
 
     . scripts/env.sh && .venv/bin/python scripts/figures.py
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,12 @@ def base_accuracy(limit: int | None) -> str:
     else:
         command += ["--sheet", str(ROOT / "docs" / "pictures" / "base_samples.png")]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+
+def demo() -> str:
+    figures = run_demo(ROOT / "build" / "demo")
+    shutil.copy(ROOT / "build" / "demo" / "demo.png", ROOT / "docs" / "pictures" / "demo.png")
+    return summary(figures)
 
 
 def orthogonality(library: Library) -> str:
@@ -86,7 +93,7 @@ def main() -> None:
     )
     parts = {
         "Base model: emoji named right by the classifier, sampled from their captions": lambda: base_accuracy(args.limit),
-        "`seqlora demo`": lambda: summary(run_demo(Path("build/demo"))),
+        "`seqlora demo`": demo,
     }
     with tempfile.TemporaryDirectory() as folder:
         model = DemoModel()
