@@ -90,7 +90,8 @@ async function run() {
   const ended = await page.evaluate(() => window.ended)
   if (ended.event !== 'execution_success') throw new Error(`${ended.node_type}: ${ended.exception_message ?? ended.event}`)
   const seconds = Math.round((Date.now() - began) / 1000)
-  await page.getByText('Job completed').first().waitFor({ state: 'hidden' })
+  await page.waitForTimeout(2000)
+  await page.getByText('Job completed').first().waitFor({ state: 'hidden' }) // it lies over the canvas
   return seconds
 }
 
