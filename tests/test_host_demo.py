@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from seqlora.demo.micro import WEIGHTS, load_micro
+from seqlora.demo.micro import WEIGHTS, load_micro, velocity
 from seqlora.demo.pictures import concept_pictures, held_out_emoji
 from tests.hosts import HostServer, PromptRefusedError, error_message, run_in_host
 
@@ -33,7 +33,7 @@ def in_host(host: object, tmp_path_factory: pytest.TempPathFactory) -> dict:
             "latents": latents,
             "sigmas": sigmas,
             "context": context,
-            "velocity": model.unet(latents, sigmas * 1000, context).sample,
+            "velocity": velocity(model.unet, latents, sigmas * 1000, context),
             "pictures": pictures.movedim(1, -1),
             "encoded": encoded,
             "decoded": ((model.vae.decode(encoded) + 1) / 2).movedim(1, -1),

@@ -56,7 +56,8 @@ with torch.inference_mode():
     model, clip, vae = demo_host.load_demo_model(weights)
     context = torch.cat([clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts])
     sigmas = data["sigmas"]
-    denoised = model.model.apply_model(data["latents"], sigmas, c_crossattn=data["context"])
+    conditioning = {"c_crossattn": data["context"], "y": model.model.encode_adm(cross_attn=data["context"])}
+    denoised = model.model.apply_model(data["latents"], sigmas, **conditioning)
     velocity = (data["latents"] - denoised) / sigmas[:, None, None, None]
     encoded, decoded = vae.encode(data["pictures"]), vae.decode(data["encoded"])
     odd = torch.rand(1, 66, 71, 3, generator=torch.Generator().manual_seed(0))
