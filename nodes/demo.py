@@ -61,6 +61,7 @@ class DemoPictures(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**32 - 1,
+                    control_after_generate=False,  # other pictures would be another concept
                     tooltip="Decides placement and backgrounds; the same seed draws the same pictures.",
                 ),
             ],

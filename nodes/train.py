@@ -184,6 +184,7 @@ class TrainConcept(io.ComfyNode):
         with host.training_model(model, clip, vae, less_memory) as taught_model:
             lesson = Lesson(lesson.name, lesson.trigger, lesson.class_word, host.ordinary(lesson.pictures), lesson.captions)
             taught = host.run_with_progress(teach(library, lesson, settings, taught_model), cls.hidden.unique_id)
+        host.say(cls.hidden.unique_id, summary(taught))
         return io.NodeOutput(
             LibraryHandle.of(taught.library),
             {"loss": loss_curve(taught)},
