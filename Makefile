@@ -17,7 +17,7 @@ help:
 	@echo "make test        run the tests (tests of the nodes need a ComfyUI, see COMFYUI_PATH in the README)"
 	@echo "make check       lint, formatting and types"
 	@echo "make bench-step  cost of a training step beside plain LoRA"
-	@echo "make micro       train the demo model anew (about an hour)"
+	@echo "make micro       train the demo model and its classifier anew (some hours)"
 	@echo "make setup       only the Python environment in .venv"
 
 setup: $(INSTALLED)
@@ -42,6 +42,7 @@ micro: $(INSTALLED)
 	$(PYTHON) scripts/render_emoji.py --ship
 	. scripts/env.sh && $(PYTHON) scripts/train_micro_model.py
 	$(PYTHON) scripts/train_micro_model.py --ship
+	. scripts/env.sh && $(PYTHON) scripts/train_classifier.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build/demo

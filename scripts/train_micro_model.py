@@ -2,7 +2,7 @@
 
     python scripts/render_emoji.py --ship && python scripts/train_micro_model.py && python scripts/train_micro_model.py --ship
 
-Takes about an hour on two CPU cores with bf16 matrix units. `--ship` writes `seqlora/demo/micro.safetensors` from the average
+A step of batch 32 takes about 0.45 s on one CPU core with bf16 matrix units. `--ship` writes `seqlora/demo/micro.safetensors` from the average
 of the weights.
 """
 
@@ -167,8 +167,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/micro"))
     parser.add_argument("--glyphs", type=Path, default=Path("build/emoji/glyphs.npy"))
-    parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=11000)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ship", action="store_true", help="copy the trained weights to where the software reads them")
     args = parser.parse_args()
