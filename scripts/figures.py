@@ -37,7 +37,7 @@ def base_accuracy(limit: int | None) -> str:
     if limit:
         command += ["--limit", str(limit)]
     else:
-        command += ["--sheet", str(ROOT / "docs" / "pictures" / "base_samples.png")]
+        command += ["--sheet", "docs/pictures/base_samples.png"]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
 
 

@@ -2,8 +2,8 @@
 
     python scripts/render_emoji.py --ship && python scripts/train_micro_model.py && python scripts/train_micro_model.py --ship
 
-A step of batch 32 takes about 0.45 s on one CPU core with bf16 matrix units. `--ship` writes `seqlora/demo/micro.safetensors` from the average
-of the weights.
+A step of batch 32 takes about 0.45 s on one CPU core with bf16 matrix units. `--ship` writes
+`seqlora/demo/micro.safetensors` from the average of the weights.
 """
 
 import argparse
