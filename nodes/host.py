@@ -35,7 +35,7 @@ from ..seqlora.errors import SeqLoRAError
 from ..seqlora.keys import layout_from_native
 from ..seqlora.library import MANIFEST
 from ..seqlora.names import checked_name
-from ..seqlora.objective import flow_weight, min_snr_weight, stratified
+from ..seqlora.objective import flow_weight, from_table, logit_normal, min_snr_weight
 from ..seqlora.teaching import GENERIC_CAPTIONS
 from ..seqlora.trainer import Progress
 from .demo_host import DemoConfig
@@ -316,11 +316,11 @@ class HostDenoiser:
         self.flow = isinstance(self.sampling, comfy.model_sampling.CONST)
 
     def sample_sigmas(self, n: int, generator: torch.Generator) -> Tensor:
-        if self.flow:  # logit-normal, the middle levels most (Esser et al. 2024), then the model's own shift
-            times = torch.special.ndtri(stratified(n, generator).clamp(1e-3, 1 - 1e-3)).sigmoid()
+        if self.flow:  # then the model's own shift
+            times = logit_normal(n, generator)
             return torch.tensor([float(self.sampling.percent_to_sigma(1 - time)) for time in times.tolist()])
         table = self.sampling.sigmas.detach().float().cpu()
-        return table[(stratified(n, generator) * len(table)).long().clamp(max=len(table) - 1)].clone()
+        return from_table(table, n, generator).clone()
 
     def sigmas(self, steps: int) -> Tensor:
         schedule = "simple" if self.flow else "normal"

@@ -18,7 +18,7 @@ from .errors import SeqLoRAError
 from .library import Library
 from .settings import METHODS, Settings, method_settings
 from .teaching import Lesson, Model, teach
-from .trainer import Progress
+from .trainer import Progress, finish
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -73,13 +73,8 @@ def train(args: argparse.Namespace) -> None:
     chosen = {k: getattr(args, k) for k in ("steps", "batch_size", "learning_rate", "basis_learning_rate", "seed")}
     settings = method_settings(args.method, Settings(**chosen))
     lesson = Lesson(args.name or args.images.name, args.trigger, args.class_word, pictures, captions)
-    steps = teach(library, lesson, settings, model)
-    while True:
-        try:
-            show_progress(next(steps))
-        except StopIteration as end:
-            print(json.dumps(end.value.report, indent=1))
-            return
+    taught = finish(teach(library, lesson, settings, model), show_progress)
+    print(json.dumps(taught.report, indent=1))
 
 
 def sample(args: argparse.Namespace) -> None:

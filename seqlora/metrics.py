@@ -51,9 +51,8 @@ def crosstalk(concepts: Sequence[Concept], moments: Sequence[Moments]) -> Tensor
     count = len(concepts)
     energy = torch.zeros(count, count, dtype=torch.float64)
     for j, seen in enumerate(moments):
-        factors = {key: moment.factor() for key, moment in seen.by_input.items()}
         for layer in concepts[0]:
-            factor, diagonal = factors[seen.input_of[layer]]
+            factor, diagonal = seen[layer].factor()
             for i, concept in enumerate(concepts):
                 A, B = concept[layer].A.double(), concept[layer].B.double()
                 energy[i, j] += (A.mT @ A * _captured(B, factor, diagonal)).sum()

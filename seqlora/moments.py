@@ -33,6 +33,7 @@ def test_matrix(width: int) -> Tensor | None:
 class Moment:
     sketch: Tensor  # (n, n): C itself, or (n, k): C @ Omega
     diagonal: Tensor  # (n,): diag C
+    _factor: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __add__(self, other: Moment) -> Moment:
         return Moment(self.sketch + other.sketch, self.diagonal + other.diagonal)
@@ -49,7 +50,12 @@ class Moment:
         return self.sketch.shape[0] == self.sketch.shape[1]
 
     def factor(self) -> tuple[Tensor, Tensor]:
-        """V (n, k) and d (n,), in float64, with C = VV' + diag(d); exact moments have d = 0."""
+        """V (n, k) and d (n,), in float64, with C = VV' + diag(d); exact moments have d = 0. Computed once."""
+        if self._factor is None:
+            self._factor = self._factorised()
+        return self._factor
+
+    def _factorised(self) -> tuple[Tensor, Tensor]:
         sketch = self.sketch.double()
         if self.exact:
             values, vectors = torch.linalg.eigh((sketch + sketch.mT) / 2)

@@ -46,6 +46,16 @@ def stratified(n: int, generator: torch.Generator) -> Tensor:
     return (torch.randperm(n, generator=generator) + offsets) / n
 
 
+def logit_normal(n: int, generator: torch.Generator) -> Tensor:
+    """n flow times in 0..1, stratified, the middle ones most (Esser et al. 2024)."""
+    return torch.special.ndtri(stratified(n, generator).clamp(1e-3, 1 - 1e-3)).sigmoid()
+
+
+def from_table(table: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n stratified noise levels of a discrete schedule."""
+    return table[(stratified(n, generator) * len(table)).long().clamp(max=len(table) - 1)]
+
+
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
     return sigma.reshape(-1, *[1] * (like.ndim - 1))
 
@@ -97,10 +107,11 @@ class Batches:
 
     def __init__(self, examples: Examples, denoiser: Denoiser, batch_size: int, generator: torch.Generator):
         self.examples, self.denoiser, self.size, self.generator = examples, denoiser, batch_size, generator
-        self._queues: list[list[int]] = [[] for _ in examples.groups()]
+        self._groups = examples.groups()
+        self._queues: list[list[int]] = [[] for _ in self._groups]
 
     def _pick(self) -> list[int]:
-        groups = self.examples.groups()
+        groups = self._groups
         weights = torch.tensor([len(g) for g in groups], dtype=torch.float)
         which = int(torch.multinomial(weights, 1, generator=self.generator))
         queue = self._queues[which]

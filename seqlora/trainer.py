@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -48,11 +48,11 @@ class Trained:
 R = TypeVar("R")
 
 
-def finish(steps: Generator[Any, None, R]) -> R:
-    """Runs a generator to its end and returns its result."""
+def finish(steps: Generator[Progress, None, R], tell: Callable[[Progress], None] = lambda progress: None) -> R:
+    """Runs a generator to its end, telling its progress, and returns its result."""
     while True:
         try:
-            next(steps)
+            tell(next(steps))
         except StopIteration as end:
             return end.value
 
@@ -168,12 +168,11 @@ def start_basis(
 
 
 def interference_of(stack: Stack, penalised: Moments) -> Interference:
-    factors = {key: penalised.by_input[key].factor() for key in dict.fromkeys(penalised.input_of[n] for n in stack.names)}
-    keys = [penalised.input_of[name] for name in stack.names]
+    factors = [penalised[name].factor() for name in stack.names]
     energy = torch.tensor([penalised.output_energy[name] for name in stack.names])
     return Interference(
-        torch.stack([factors[key][0] for key in keys]).to(stack.B),
-        torch.stack([factors[key][1] for key in keys]).to(stack.B),
+        torch.stack([factor for factor, _ in factors]).to(stack.B),
+        torch.stack([diagonal for _, diagonal in factors]).to(stack.B),
         (1 / energy.clamp(min=1e-12)).to(stack.B),
     )
 

@@ -15,7 +15,7 @@ from ..adapter import Pair, Stack, attached, choose_layers
 from ..demo.pictures import generic_captions
 from ..errors import SeqLoRAError
 from ..keys import PREFIX, TRANSFORMER, diffusers_unet_names, layout_of, native_to_diffusers
-from ..objective import discrete_noise, expand, flow_noise, flow_weight, min_snr_weight, stratified
+from ..objective import discrete_noise, expand, flow_noise, flow_weight, from_table, logit_normal, min_snr_weight
 from ..teaching import GENERIC_CAPTIONS
 
 TIMESTEPS = 1000
@@ -33,8 +33,7 @@ class FlowDenoiser:
         return self.shift * t / (1 + (self.shift - 1) * t)
 
     def sample_sigmas(self, n: int, generator: torch.Generator) -> Tensor:
-        # Logit-normal, the middle levels most (Esser et al. 2024), by its quantile function.
-        return self._shifted(torch.special.ndtri(stratified(n, generator).clamp(1e-3, 1 - 1e-3)).sigmoid())
+        return self._shifted(logit_normal(n, generator))
 
     def sigmas(self, steps: int) -> Tensor:
         return self._shifted(torch.linspace(1, 0, steps + 1))
@@ -56,7 +55,7 @@ class DiscreteDenoiser:
         self.table = ((1 - alphas) / alphas).sqrt().float()
 
     def sample_sigmas(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.table[(stratified(n, generator) * len(self.table)).long().clamp(max=len(self.table) - 1)]
+        return from_table(self.table, n, generator)
 
     def sigmas(self, steps: int) -> Tensor:
         at = torch.linspace(len(self.table) - 1, 0, steps).round().long()

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from ..metrics import basis_error, crosstalk
 from ..sampling import euler
 from ..settings import Settings, method_settings
 from ..teaching import Lesson, teach
-from ..trainer import Progress
+from ..trainer import Progress, finish
 from .classifier import recognise
 from .pictures import Emoji, all_emoji, concept_pictures, held_out_emoji, trigger_word
 
@@ -57,13 +58,7 @@ def teach_all(
 ) -> Library:
     library = Library.create(folder, rank=rank, capacity=32, targets="attention and mlp")
     for emoji in concepts:
-        steps = teach(library, lesson_of(emoji), settings, model)
-        while True:
-            try:
-                tell(emoji.name, next(steps))
-            except StopIteration as end:
-                library = end.value.library
-                break
+        library = finish(teach(library, lesson_of(emoji), settings, model), partial(tell, emoji.name)).library
     return library
 
 
@@ -76,7 +71,7 @@ def draw(model: DemoModel, composed: Mapping[str, Pair], prompts: Sequence[str],
     noise = torch.randn(len(conds), *model.latent_shape, generator=generator)
     with model.using(composed):
         latents = torch.cat([euler(model.denoiser, n, c, u) for n, c, u in _chunks(noise, conds, uncond, 64)])
-    return model.decode(latents).reshape(len(prompts), samples, *model.decode(latents[:1]).shape[1:])
+    return model.decode(latents).unflatten(0, (len(prompts), samples))
 
 
 def _chunks(noise: Tensor, conds: list, uncond: list, size: int) -> Iterator[tuple[Tensor, list, list]]:
