@@ -1,4 +1,4 @@
-"""The command line: `seqlora train | sample | compose | info | export | demo`."""
+"""The command line: `seqlora train | sample | compose | report | info | export | demo`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from .adapter import TARGETS
 from .composition import compose_library, parse_selection
 from .errors import SeqLoRAError
+from .files import write_bytes
 from .library import Library
 from .settings import METHODS, Settings, method_settings
 from .teaching import Lesson, Model, teach
@@ -118,6 +119,38 @@ def compose(args: argparse.Namespace) -> None:
         print(f"{name:>{width}}  " + " ".join(f"{value:6.3f}" for value in row))
 
 
+def report(args: argparse.Namespace) -> None:
+    """What the concepts do to themselves, each other and the model; docs/theory.md says what the columns mean."""
+    from .report import library_report
+
+    library = Library.open(args.library)
+    selection = parse_selection("\n".join(args.concepts), library.names)
+    found = library_report(library, selection, args.delta, args.sub_gaussian_constant)
+    columns = {
+        "captured": "captured_energy",
+        "disturbed": "disturbance",
+        "bound": "disturbance_bound",
+        "of output": "disturbance_of_output",
+        "its bound": "disturbance_bound_of_output",
+        "prior": "prior_disturbance",
+        "change": "change_norm",
+    }
+    width = max(len(name) for name in selection)
+    print(f"{len(selection)} concepts on {found['layers']} layers; bounds hold with probability {1 - args.delta:g}")
+    print(f"{'':>{width}}  rank " + " ".join(f"{title:>9}" for title in columns) + "  full  worst layer, its bound of output")
+    for entry in found["concepts"]:
+        values = (entry[key] for key in columns.values())
+        cells = " ".join(f"{'-' if value is None else format(value, '.4f'):>9}" for value in values)
+        worst = f"{entry['worst_layer']} {entry['worst_layer_bound_of_output']:.4f}" if entry["worst_layer"] else "none"
+        print(f"{entry['name']:>{width}}  {entry['rank']:>4} {cells}  {len(entry['full_layers']):>4}  {worst}")
+    for title in ("overlap", "crosstalk"):
+        print(f"{title} of a concept (row) with another (column)")
+        for name, row in zip(selection, found[title], strict=True):
+            print(f"{name:>{width}}  " + " ".join(f"{value:6.3f}" for value in row))
+    if args.json:
+        write_bytes(args.json, json.dumps(found, indent=1, ensure_ascii=False).encode())
+
+
 def info(args: argparse.Namespace) -> None:
     library = Library.open(args.library)
     family = library.base.family if library.base else "no model yet"
@@ -191,6 +224,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
 
     with_library(command("compose", compose, "show what summing concepts gives: ranks, overlap, crosstalk"))
+
+    sub = command("report", report, "bound how much each concept suffers from the others; overlap and crosstalk")
+    with_library(sub)
+    sub.add_argument("--delta", type=float, default=0.05, help="chance that a bound fails")
+    sub.add_argument("--sub-gaussian-constant", type=float, default=1.0, help="of the layers' inputs; 1 is a Gaussian's")
+    sub.add_argument("--json", type=Path, help="also write everything to this file")
 
     sub = command("info", info, "list a library")
     sub.add_argument("library", type=folder, help="the library's folder")
