@@ -136,7 +136,7 @@ def report(args: argparse.Namespace) -> None:
         "change": "change_norm",
     }
     width = max(len(name) for name in selection)
-    print(f"{len(selection)} concepts on {found['layers']} layers; bounds at probability {1 - args.delta:g} for inputs as stored")
+    print(f"{len(selection)} concepts, {found['layers']} layers; bounds at probability {1 - args.delta:g} for inputs as stored")
     print(f"{'':>{width}}  rank " + " ".join(f"{title:>9}" for title in columns) + "  full  worst layer, its bound of output")
     for entry in found["concepts"]:
         values = (entry[key] for key in columns.values())

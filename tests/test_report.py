@@ -120,10 +120,12 @@ def test_the_command_prints_and_writes_it(library, tmp_path, capsys):
 
 
 def test_plain_lora_has_no_prior_and_says_so(tmp_path, capsys):
-    library = Library.create(tmp_path / "plain", rank=2, capacity=4, targets="attention")
+    """The library's layers of width 32 have rank 8, those of width 64 have 12."""
+    library = Library.create(tmp_path / "plain", rank=12, capacity=4, targets="attention and mlp")
     settings = QUICK.with_(orthogonality="free", basis_start="random", interference=0.0, context="modular")
     library = finish(teach(library, small_lesson("cat"), settings, SmallModel())).library
-    assert library_report(library, {"cat": 1.0})["concepts"][0]["prior_disturbance"] is None
+    (entry,) = library_report(library, {"cat": 1.0})["concepts"]
+    assert (entry["prior_disturbance"], entry["rank"]) == (None, 12)
     assert main(["report", str(library.path)]) == 0
     assert re.search(r" cat .* - ", " " + capsys.readouterr().out.replace("\n", "\n "))
 
