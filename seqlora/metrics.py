@@ -41,22 +41,26 @@ def overlap(concepts: Sequence[Concept]) -> Tensor:
 
 
 def _captured(B: Tensor, factor: Tensor, diagonal: Tensor) -> Tensor:
-    """B'CB."""
+    """B'CB, for one B or a batch of them."""
     seen = factor.mT @ B
     return seen.mT @ seen + B.mT @ (diagonal[:, None] * B)
 
 
 def crosstalk(concepts: Sequence[Concept], moments: Sequence[Moments]) -> Tensor:
     """(t, t): ||A_i B_i' X_j||^2 over ||A_j B_j' X_j||^2, each summed over layers; the diagonal is 1."""
-    count = len(concepts)
-    energy = torch.zeros(count, count, dtype=torch.float64)
-    for j, seen in enumerate(moments):
-        for layer in concepts[0]:
-            factor, diagonal = seen[layer].factor()
-            for i, concept in enumerate(concepts):
-                A, B = concept[layer].A.double(), concept[layer].B.double()
-                energy[i, j] += (A.mT @ A * _captured(B, factor, diagonal)).sum()
+    energy = torch.zeros(len(concepts), len(concepts), dtype=torch.float64)
+    for layer in concepts[0]:
+        A, B = (_side_by_side([concept[layer][part] for concept in concepts]) for part in (0, 1))
+        gram = A.mT @ A
+        for j, seen in enumerate(moments):
+            energy[:, j] += (gram * _captured(B, *seen[layer].factor())).sum((1, 2))
     return energy / energy.diagonal()[None, :].clamp(min=1e-30)
+
+
+def _side_by_side(matrices: Sequence[Tensor]) -> Tensor:
+    """(t, n, r), narrower ones filled up with zero columns."""
+    widest = max(matrix.shape[1] for matrix in matrices)
+    return torch.stack([torch.nn.functional.pad(matrix.double(), (0, widest - matrix.shape[1])) for matrix in matrices])
 
 
 def captured_energy(concept: Concept, moments: Moments) -> float:

@@ -1,7 +1,7 @@
 """The bilevel optimiser, batched by layer shape.
 
     upper:  min over B in M of  F(B) = L(A*(B), B)
-    lower:  A*(B) = argmin_A  L(A, B),   L = denoising loss + lambda * sum over layers of tr(A B' C B A') / tr(W C W')
+    lower:  A*(B) = argmin_A  L(A, B),   L = denoising loss + lambda * sum over layers of w tr(Gamma A B' C B A')
 
 The levels share L, so at A*(B) the plain dL/dB is the hypergradient (envelope theorem) and one backward serves both.
 
@@ -35,19 +35,23 @@ class Constraint:
 
 @dataclass
 class Interference:
-    """The penalty of one stack: C = VV' + diag(d) of everything else the layers see, and 1 / tr(W C W') per layer."""
+    """The penalty of one stack, weight * tr(Gamma A B' C B A'): C = VV' + diag(d) is what the layers see of everything else,
+    Gamma = UU' + diag(e) what the model's output feels of a change of theirs."""
 
-    factor: Tensor  # V, (layers, n, k)
-    diagonal: Tensor  # d, (layers, n)
+    seen: Tensor  # V, (layers, n, k)
+    seen_diagonal: Tensor  # d, (layers, n)
+    felt: Tensor  # U, (layers, m, k')
+    felt_diagonal: Tensor  # e, (layers, m)
     weight: Tensor  # (layers,)
 
     def add(self, stack: Stack, strength: float) -> Tensor:
         """Adds the penalty's gradients to the stack's; returns the penalty itself, a scalar."""
         A, B = stack.A, stack.B
-        seen = self.factor @ (self.factor.mT @ B) + self.diagonal[..., None] * B  # C B
+        seen = self.seen @ (self.seen.mT @ B) + self.seen_diagonal[..., None] * B  # C B
+        felt = self.felt @ (self.felt.mT @ A) + self.felt_diagonal[..., None] * A  # Gamma A
         energy = B.mT @ seen * self.weight[:, None, None]  # B'CB
-        gram = A.mT @ A
-        A.grad.add_(A @ energy, alpha=2 * strength)  # type: ignore[union-attr]
+        gram = A.mT @ felt  # A' Gamma A
+        A.grad.add_(felt @ energy, alpha=2 * strength)  # type: ignore[union-attr]
         B.grad.add_(seen @ (gram * self.weight[:, None, None]), alpha=2 * strength)  # type: ignore[union-attr]
         return strength * (gram * energy).sum()
 

@@ -15,12 +15,13 @@ from .adapter import Concept, Context, Pair, Stack, attached, layer_shapes
 from .basis import contrastive_basis, pca_basis, random_basis
 from .errors import SeqLoRAError
 from .moments import Moments, Recorder
-from .objective import Batch, Batches, Denoiser, Examples, denoising_loss
+from .objective import Batch, Batches, Denoiser, Examples, denoising_loss, expand
 from .optimizer import BilevelOptimizer, Constraint, Interference, Rates, overlap_penalty
-from .sampling import euler
+from .sampling import path
 from .settings import Settings
 
 MEASURED_SAMPLES = 48  # noised pictures behind a concept's moments
+FELT_EVERY = 2  # sampling steps between two probes of what the output feels
 CONTEXT_LIMIT = 16  # most earlier concepts on at a time, so that a step's cost does not grow with the library
 CONTEXT_STEPS = 4  # steps between draws
 
@@ -84,7 +85,7 @@ def measure_prior(
     steps: int = 12,
     batch_size: int = 4,
 ) -> Generator[Progress, None, Moments]:
-    """G: moments along the model's own sampling of generic captions and the empty prompt; needs no data set."""
+    """G and Gamma: moments along the model's own sampling of generic captions and the empty prompt; needs no data set."""
     generator = torch.Generator().manual_seed(seed)
     recorder = Recorder(layers)
     count = -(-len(conds) // batch_size)
@@ -92,9 +93,24 @@ def measure_prior(
         chosen = conds[done * batch_size : (done + 1) * batch_size]
         noise = torch.randn(len(chosen), *shape, generator=generator)
         with recorder.attached():
-            euler(denoiser, noise, chosen, [uncond] * len(chosen), steps=steps)
+            states = list(path(denoiser, noise, chosen, [uncond] * len(chosen), steps=steps))[:-1]
+            for turn, (x, sigma) in enumerate(states[::FELT_EVERY]):
+                one = turn % len(chosen)
+                _feel(denoiser, recorder, x[one : one + 1], sigma[None], chosen[one : one + 1], generator)
         yield Progress("measuring", done + 1, count)
     return recorder.moments()
+
+
+def _feel(
+    denoiser: Denoiser, recorder: Recorder, x: Tensor, sigma: Tensor, cond: Sequence[Any], generator: torch.Generator
+) -> None:
+    """Sends unit noise back from the weighted prediction; one picture at a time needs no more memory than training."""
+    recorder.feeling = True
+    with torch.enable_grad():
+        predicted = denoiser(x, sigma, cond)
+        probe = torch.randn(x.shape, generator=generator).to(predicted)
+        (predicted * probe * expand(denoiser.loss_weight(sigma).sqrt(), x)).sum().backward()
+    recorder.feeling = False
 
 
 def build_stacks(
@@ -167,14 +183,21 @@ def start_basis(
     return contrastive_basis(own[name], others[name], rank, earlier, rng)
 
 
-def interference_of(stack: Stack, penalised: Moments) -> Interference:
-    factors = [penalised[name].factor() for name in stack.names]
-    energy = torch.tensor([penalised.output_energy[name] for name in stack.names])
-    return Interference(
-        torch.stack([factor for factor, _ in factors]).to(stack.B),
-        torch.stack([diagonal for _, diagonal in factors]).to(stack.B),
-        (1 / energy.clamp(min=1e-12)).to(stack.B),
-    )
+def interference_of(stack: Stack, others: Moments, prior: Moments, weighting: str) -> Interference:
+    """C of `others` and Gamma of `prior` for the layers of one stack, in units of the layers' own part in the output."""
+    seen = [others[name].factor() for name in stack.names]
+    if weighting == "sensitivity":
+        felt = [prior.felt[name].factor() for name in stack.names]
+        mean = sum(prior.sensitivity(name) for name in prior.felt) / len(prior.felt)
+        weight = torch.full((len(stack.names),), 1 / max(mean, 1e-30))
+    else:
+        felt = [(torch.zeros(stack.A.shape[1], 0), torch.ones(stack.A.shape[1])) for _ in stack.names]
+        weight = 1 / torch.tensor([prior.output_energy[name] for name in stack.names]).clamp(min=1e-12)
+    return Interference(*_stacked(seen, stack.A), *_stacked(felt, stack.A), weight.to(stack.A))
+
+
+def _stacked(factors: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.stack([v for v, _ in factors]).to(like), torch.stack([d for _, d in factors]).to(like)
 
 
 def train_concept(
@@ -202,12 +225,16 @@ def train_concept(
     with memory_advice(settings):
         own = yield from measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
 
-    others, penalised = _everything_else(prior, earlier_moments, len(earlier))
+    others = _everything_else(prior, earlier_moments, len(earlier))
     bases = {name: start_basis(settings, name, ranks[name], F, own, others, rng) for name, F in constrained.items()}
     stacks = build_stacks(shapes, bases, denoiser.device, denoiser.dtype)
     free = settings.orthogonality == "free"
     constraints = [None if free else _constraint(stack, constrained) for stack in stacks]
-    penalties = [interference_of(s, penalised) for s in stacks] if penalised is not None and settings.interference else []
+    penalties = (
+        [interference_of(s, others, prior, settings.weighting) for s in stacks]
+        if prior is not None and others is not None and settings.interference
+        else []
+    )
     overlaps = _overlaps(stacks, earlier) if settings.overlap and earlier else []
     context = Context(stacks, () if settings.context == "modular" else earlier)
     optimizer = BilevelOptimizer(
@@ -262,13 +289,11 @@ def orthonormalised(pair: Pair) -> Pair:
     return Pair((pair.A.double() @ triangle.mT).float(), basis.float())
 
 
-def _everything_else(prior: Moments | None, earlier: Moments | None, count: int) -> tuple[Moments | None, Moments | None]:
-    """R = G + S / max(1, t - 1) for the basis start and (G + S) / t for the penalty."""
-    if prior is None:
-        return None, None
-    if earlier is None or not count:
-        return prior, prior
-    return prior + earlier * (1 / count), (prior + earlier) * (1 / (count + 1))
+def _everything_else(prior: Moments | None, earlier: Moments | None, count: int) -> Moments | None:
+    """R = (G + S / (t - 1)) / 2: what the base model can do weighs as much as all earlier concepts, however many these are."""
+    if prior is None or earlier is None or not count:
+        return prior
+    return (prior + earlier * (1 / count)) * 0.5
 
 
 def _constraint(stack: Stack, directions: Mapping[str, Tensor]) -> Constraint:

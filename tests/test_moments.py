@@ -6,7 +6,8 @@ from torch import nn
 
 from seqlora import moments as m
 from seqlora.moments import Moment, Recorder
-from tests.small import SmallDenoiser, small_layers
+from seqlora.trainer import _feel
+from tests.small import TOKENS, WIDTH, SmallDenoiser, small_layers
 
 
 def random_moment(width: int, spectrum: torch.Tensor, seed: int = 0, samples: int = 2000) -> tuple[Moment, torch.Tensor]:
@@ -16,7 +17,7 @@ def random_moment(width: int, spectrum: torch.Tensor, seed: int = 0, samples: in
     x = torch.randn(samples, len(spectrum), generator=g) * spectrum @ mix
     recorder = Recorder({})
     recorder.input_of["x"] = "x"
-    recorder._add("x", x)
+    recorder._seen.add("x", x)
     return recorder.moments()["x"], x.double().mT @ x.double() / samples
 
 
@@ -130,3 +131,29 @@ def test_the_recorder_leaves_no_trace():
         assert torch.equal(denoiser.net(x), before)
         raise RuntimeError
     assert not any(layer._forward_hooks for layer in layers.values())
+
+
+def test_felt_moments_are_the_squared_jacobian():
+    denoiser = SmallDenoiser()
+    layers = small_layers(denoiser)
+    generator = torch.Generator().manual_seed(0)
+    x, cond, sigma = torch.randn(1, TOKENS, WIDTH, generator=generator), [torch.zeros(WIDTH)], torch.tensor([0.5])
+    name, layer = next((n, m) for n, m in layers.items() if n.endswith("blocks.1.mlp_in"))
+    change = torch.zeros(TOKENS, layer.out_features, requires_grad=True)
+
+    def weighted(change):
+        handle = layer.register_forward_hook(lambda module, args, output: output + change)
+        try:
+            return denoiser(x, sigma, cond) * denoiser.loss_weight(sigma).sqrt()
+        finally:
+            handle.remove()
+
+    J = torch.autograd.functional.jacobian(weighted, change).reshape(x.numel(), TOKENS, -1).double()
+    true = torch.einsum("otm,otk->mk", J, J) / TOKENS
+    recorder = Recorder(layers)
+    with recorder.attached():
+        for _ in range(600):
+            _feel(denoiser, recorder, x, sigma, cond, generator)
+    assert not recorder.moments().by_input  # a backward sees nothing
+    assert relative(recorder.moments().felt[name].sketch.double(), true) < 0.1
+    assert all(p.grad is None for p in denoiser.net.parameters())

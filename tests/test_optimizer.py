@@ -34,17 +34,17 @@ def leaves(stack):
 # -- penalties
 
 
-def test_interference_is_the_trace_formula():
+def test_interference_is_the_predicted_move_of_the_output():
     stack, _ = make_stack()
-    V, d, W = randn(L, N, 7, seed=3), randn(L, N, seed=4).abs(), randn(L, M, N, seed=5)
-    energy = torch.stack([torch.trace(w @ (v @ v.mT + torch.diag(e)) @ w.mT) for w, v, e in zip(W, V, d, strict=True)])
-    value = Interference(V, d, 1 / energy).add(stack, 0.7)
+    V, d, U, e = randn(L, N, 3, seed=3), randn(L, N, seed=4).abs(), randn(L, M, 2, seed=5), randn(L, M, seed=6).abs()
+    weight = randn(L, seed=7).abs()
+    value = Interference(V, d, U, e, weight).add(stack, 0.7)
 
     A, B = leaves(stack)
     expected = 0
     for i in range(L):
-        C = V[i] @ V[i].mT + torch.diag(d[i])
-        expected = expected + 0.7 * torch.trace(A[i] @ B[i].mT @ C @ B[i] @ A[i].mT) / torch.trace(W[i] @ C @ W[i].mT)
+        C, gamma = V[i] @ V[i].mT + torch.diag(d[i]), U[i] @ U[i].mT + torch.diag(e[i])
+        expected = expected + 0.7 * weight[i] * torch.trace(gamma @ A[i] @ B[i].mT @ C @ B[i] @ A[i].mT)
     expected.backward()
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(stack.A.grad, A.grad)
@@ -63,7 +63,8 @@ def test_overlap_is_the_sum_of_entries():
 
 def test_penalties_add_to_the_gradient_that_is_there():
     stack, _ = make_stack()
-    penalty = Interference(randn(L, N, 3), torch.zeros(L, N, dtype=torch.float64), torch.ones(L, dtype=torch.float64))
+    nothing, one = torch.zeros(L, M, 0, dtype=torch.float64), torch.ones(L, M, dtype=torch.float64)
+    penalty = Interference(randn(L, N, 3), torch.zeros(L, N, dtype=torch.float64), nothing, one, one[:, 0])
     penalty.add(stack, 1.0)
     once = stack.A.grad.clone()
     penalty.add(stack, 1.0)

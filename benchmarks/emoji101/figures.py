@@ -1,0 +1,89 @@
+"""The pictures of the results page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from PIL import Image, ImageDraw
+
+from .methods import METHODS
+
+if TYPE_CHECKING:
+    from .results import Found
+
+LINES = ("-", "--", ":", "-.")
+
+
+def draw_figures(found: Mapping[str, Found], folder: Path, architecture: str) -> list[str]:
+    """Writes the pictures; returns them as Markdown."""
+    made = []
+    for name, what, draw in (
+        ("identity", "Identity of the composed concepts against their number", identity_against_number),
+        ("crosstalk", "Crosstalk between concepts: how much a row acts on what a column sees", crosstalk_maps),
+        (
+            "grid",
+            "The first concepts taught, each row drawn with a method's whole library on, from the same noise",
+            picture_grid,
+        ),
+    ):
+        path = folder / f"emoji101-{architecture}-{name}.png"
+        draw(found, path)
+        made.append(f"**{what}**\n\n![{what}](pictures/{path.name})")
+    return made
+
+
+def identity_against_number(found: Mapping[str, Found], path: Path) -> None:
+    from .results import mean_and_error, sizes_of
+
+    figure, axes = plt.subplots(figsize=(9, 5.5), dpi=110)
+    groups = list(dict.fromkeys(METHODS[key].group for key in found))
+    for number, (key, method) in enumerate(found.items()):
+        sizes = [n for n in sizes_of(found) if method.at(n, "cosine")]
+        means, errors = zip(*(mean_and_error(method.at(n, "cosine")) for n in sizes), strict=True)
+        style = LINES[groups.index(METHODS[key].group) % len(LINES)]
+        axes.errorbar(
+            sizes, means, errors, label=METHODS[key].title, linestyle=style, marker="o", ms=3, color=f"C{number % 10}"
+        )
+    axes.set(xscale="log", xlabel="concepts summed", ylabel="cosine to the concept's own pictures")
+    axes.set_xticks(sizes_of(found), [str(n) for n in sizes_of(found)])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def crosstalk_maps(found: Mapping[str, Found], path: Path) -> None:
+    chosen = [
+        key for key in ("lora", "oa", "lora+", "frozen", "seqlora") if key in found and found[key].each("crosstalk table")
+    ]
+    figure, axes = plt.subplots(1, len(chosen), figsize=(3 * len(chosen), 3.4), dpi=110, squeeze=False)
+    for axis, key in zip(axes[0], chosen, strict=True):
+        shown = axis.imshow(found[key].each("crosstalk table")[0], vmin=0, vmax=0.5, cmap="magma")
+        axis.set_title(METHODS[key].title, fontsize=7)
+        axis.tick_params(labelsize=6)
+    figure.colorbar(shown, ax=axes, shrink=0.7)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+
+
+def picture_grid(found: Mapping[str, Found], path: Path, margin: int = 230) -> None:
+    strips = [(key, next(iter(sorted(f.folders[0].glob("strip-*.png"))), None)) for key, f in found.items()]
+    rows = [(METHODS[key].title, Image.open(file).convert("RGB")) for key, file in strips if file]
+    width, side = rows[0][1].width, rows[0][1].height // 2
+    page = Image.new("RGB", (margin + width, side * (len(rows) + 1)), "white")
+    pen = ImageDraw.Draw(page)
+    pen.text((8, side // 2 - 6), "the concepts", fill="black")
+    page.paste(rows[0][1].crop((0, 0, width, side)), (margin, 0))
+    for number, (title, strip) in enumerate(rows, 1):
+        pen.text((8, number * side + side // 2 - 6), title, fill="black")
+        page.paste(strip.crop((0, side, width, 2 * side)), (margin, number * side))
+    page.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -1,0 +1,97 @@
+"""The rows of the benchmark: published methods, the same with our penalty, ours, its variants, upper bounds.
+
+Same layers, rank, pictures, batch size and passes for all. A row's learning rates and penalty are tuned on emoji that no test
+uses, unless it is a variant of another row: then it takes that row's, so that one thing differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from seqlora.settings import METHODS as CORE
+from seqlora.settings import Settings, method_settings
+
+STEPS, BATCH_SIZE, RANK = 80, 4, 4
+BASE = Settings(steps=STEPS, batch_size=BATCH_SIZE)
+PUBLISHED, PENALISED, OURS, CONTEXTS, CHANGES, BOUNDS = (
+    "as published",
+    "with our penalty",
+    "SeqLoRA and its schedules",
+    "training context",
+    "one thing changed",
+    "upper bound",
+)
+# The basis moves at a third of the rate of the coefficients.
+RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2}, {"learning_rate": 3e-2})
+RATES_AND_STRENGTHS = (
+    {"learning_rate": 1e-2, "interference": 3.0},
+    {"learning_rate": 3e-2, "interference": 10.0},
+    {"learning_rate": 5e-2, "interference": 30.0},
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    title: str
+    group: str
+    core: str = "seqlora"  # the core's named method that it starts from
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    tuned_like: str = ""  # the row whose tuning it takes
+    grid: Sequence[Mapping[str, float]] = RATES_AND_STRENGTHS
+    capacity: int = 32  # planned concepts: decides the layers' rank
+    together: bool = False  # one adapter for all concepts
+
+    def settings(self, tuned: Mapping[str, float]) -> Settings:
+        chosen = method_settings(self.core, BASE.with_(**tuned))
+        frozen = chosen.basis_learning_rate == 0
+        chosen = chosen.with_(basis_learning_rate=0.0 if frozen else tuned["learning_rate"] / 3)
+        if self.group == PUBLISHED:
+            return chosen.with_(**self.changes)
+        return chosen.with_(interference=tuned["interference"], **self.changes)
+
+
+def _published(core: str, title: str) -> Method:
+    return Method(title, PUBLISHED, core, grid=RATES)
+
+
+def _penalised(core: str, title: str, **changes: Any) -> Method:
+    return Method(title, PENALISED, core, {"context": "modular", **changes})
+
+
+def _variant(title: str, group: str = CHANGES, like: str = "seqlora", core: str = "seqlora", **changes: Any) -> Method:
+    return Method(title, group, core, changes, tuned_like=like)
+
+
+METHODS: dict[str, Method] = {
+    "lora": _published("lora", "independent LoRA"),
+    "oa": _published("orthogonal adaptation", "Orthogonal Adaptation"),
+    "inflora": _published("inflora", "InfLoRA basis"),
+    "olora": _published("o-lora", "O-LoRA"),
+    "alternating-published": _published("continual alternating", "continual alternating"),
+    "lora+": _penalised("lora", "independent LoRA + penalty"),
+    "oa+": _penalised("orthogonal adaptation", "Orthogonal Adaptation + penalty"),
+    "inflora+": _penalised("inflora", "InfLoRA basis + penalty"),
+    "olora+": _penalised("o-lora", "O-LoRA + penalty"),
+    "alternating-published+": _penalised("continual alternating", "continual alternating + penalty"),
+    "frozen": Method("frozen contrastive basis + penalty", PENALISED, "frozen contrastive"),
+    "seqlora": Method("SeqLoRA (joint)", OURS),
+    "alternating": Method("SeqLoRA, alternating", OURS, changes={"schedule": "alternating", "inner_steps": 1}),
+    "finite-difference": Method(
+        "SeqLoRA, finite difference", OURS, changes={"schedule": "finite_difference", "inner_steps": 1}
+    ),
+    "metric": _variant("metric instead of exact", OURS, orthogonality="metric"),
+    "modular": _variant("SeqLoRA, modular context", CONTEXTS, context="modular"),
+    "cumulative": _variant("SeqLoRA, cumulative context", CONTEXTS, context="cumulative"),
+    "lora+stochastic": _variant("independent LoRA + penalty, stochastic", CONTEXTS, "lora+", "lora", context="stochastic"),
+    "lora+cumulative": _variant("independent LoRA + penalty, cumulative", CONTEXTS, "lora+", "lora", context="cumulative"),
+    "frozen-modular": _variant("frozen contrastive, modular", CONTEXTS, "frozen", "frozen contrastive", context="modular"),
+    "frozen-cumulative": _variant(
+        "frozen contrastive, cumulative", CONTEXTS, "frozen", "frozen contrastive", context="cumulative"
+    ),
+    "energy": Method("penalty by each layer's own energy", CHANGES, changes={"weighting": "energy"}),
+    "together": Method("one LoRA for all", BOUNDS, "lora", grid=RATES, together=True),
+}
+assert all(method.core in CORE for method in METHODS.values())
+BOUNDED = ("seqlora", "frozen")  # whose forgetting bound is checked

@@ -1,0 +1,198 @@
+"""A run: one method's concepts taught in one order, and everything measured on it, all kept on disk."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from seqlora import metrics
+from seqlora.backends.diffusers import HeadlessModel
+from seqlora.bound import check_bound, residual_interference
+from seqlora.composition import compose
+from seqlora.files import write_bytes
+from seqlora.moments import Moments
+from seqlora.objective import Batches
+from seqlora.trainer import finish, measure
+
+from . import measures, subjects
+from .methods import METHODS, RANK, Method
+from .model import load
+from .teaching import TARGETS, Lessons, Run, prior_of, settings_key
+
+SIZES = (1, 4, 16, 32, 64, 101)
+SUBSETS = 20
+PAIRS = 12
+BOUNDED = 4  # concepts whose forgetting bound is checked
+TUNING = 12  # concepts
+STRIP = 10  # concepts that are shown
+
+
+@dataclass
+class Bench:
+    """The model, what it sees on its own, and where results are kept. Made once in each process."""
+
+    architecture: str
+    out: Path
+
+    def __post_init__(self) -> None:
+        self.model: HeadlessModel = load(self.architecture)
+        self.prior: Moments = prior_of(self.model)
+
+    def run(self, key: str, tuned: Mapping[str, float], seed: int, count: int, test: bool = True) -> Run:
+        method = METHODS[key]
+        settings = method.settings(tuned)
+        emoji = subjects.concepts(count, seed) if test else subjects.tuning_concepts(count)
+        name = f"{key}-{settings_key(settings, RANK, method.capacity)}"
+        folder = self.out / self.architecture / ("runs" if test else "tuning") / name / f"seed{seed}"
+        return Run(self.model, self.prior, emoji, settings, RANK, method.capacity, seed, folder, method.together)
+
+    def result(self, run: Run, count: int, full: bool = True) -> dict[str, Any]:
+        """Teaches what is missing and measures what is missing; a second call only reads."""
+        path = run.folder / f"measures-{count}{'' if full else '-short'}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        partial = run.folder / "partial.json"
+        found: dict[str, Any] = json.loads(partial.read_text()) if partial.exists() else {}
+        for lessons in run.teach():
+            taught = count if run.together else len(lessons.concepts)
+            if full and taught in SIZES and str(taught) not in found:
+                found[str(taught)] = self.composed(lessons)
+                write_bytes(partial, json.dumps(found).encode())
+        result: dict[str, Any] = {"sizes": found or {str(count): self.composed(lessons, short=True)}}
+        result["alone"] = next(iter(result["sizes"].values())) if run.together else self.alone(lessons)
+        result["prior of the base"] = measures.base_accuracy(self.model, {}, run.seed)
+        result["step_seconds"] = [about["step_seconds"] for about in lessons.about]
+        result["full_layers"] = [about["full_layers"] for about in lessons.about]
+        if full and not run.together:
+            result |= self.others(lessons, run.seed)
+            self.strip(lessons).save(run.folder / f"strip-{count}.png")
+        write_bytes(path, json.dumps(result).encode())
+        return result
+
+    def alone(self, lessons: Lessons) -> dict[str, list]:
+        """Each concept with only its own adapter on."""
+        among = subjects.references(lessons.emoji)
+        found: dict[str, list] = {}
+        for i, (emoji, concept) in enumerate(zip(lessons.emoji, lessons.concepts, strict=False)):
+            pictures = measures.draw(self.model, concept, [subjects.prompt(emoji)])
+            judged = measures.judge(pictures, [emoji], among, [i])
+            loss = measures.denoising(self.model, concept, subjects.held_out_examples(self.model, emoji))
+            for key, value in {**judged, "loss": [loss]}.items():
+                found.setdefault(key, []).extend(value)
+        return found
+
+    def composed(self, lessons: Lessons, short: bool = False) -> dict[str, Any]:
+        """All concepts so far, summed."""
+        emoji = lessons.emoji if lessons.together else lessons.emoji[: len(lessons.concepts)]
+        everything = compose([(concept, 1.0) for concept in lessons.concepts])
+        pictures = measures.draw(self.model, everything, [subjects.prompt(e) for e in emoji])
+        found: dict[str, Any] = measures.judge(pictures, emoji, subjects.references(emoji), range(len(emoji)))
+        found["prior"] = measures.base_accuracy(self.model, everything, 0)
+        if not short:
+            held_out = [subjects.held_out_examples(self.model, e) for e in emoji]
+            found["loss"] = [measures.denoising(self.model, everything, examples) for examples in held_out]
+        return found
+
+    def others(self, lessons: Lessons, seed: int) -> dict[str, Any]:
+        """What needs only one look, at the end of a run."""
+        concepts, moments = lessons.concepts, lessons.moments
+        count = len(concepts)
+        across, within = metrics.basis_error(concepts[:16])
+        table = metrics.crosstalk(concepts, moments)
+        return {
+            "crosstalk": float((table.sum() - table.trace()) / max(1, count * (count - 1))),
+            "crosstalk table": table[:32, :32].tolist(),
+            "overlap error": across,
+            "orthonormality error": within,
+            "captured": [metrics.captured_energy(c, m) for c, m in zip(concepts, moments, strict=True)],
+            "change": [metrics.change_norm(c) for c in concepts],
+            "residual": [[r.basis, r.disturbance] for r in residual_interference(concepts[:16], moments[:16])],
+            "subsets": self.subsets(lessons, seed),
+            "pairs": self.pairs(lessons, seed),
+            "bytes": sum(p.A.numel() * 4 + p.B.numel() * 4 for p in concepts[0].values()),
+            "losses": [about["losses"][:: max(1, len(about["losses"]) // 40)] for about in lessons.about[:4]],
+        }
+
+    def strip(self, lessons: Lessons) -> Image.Image:
+        """The first concepts in a row, all of the library on: above as they are, below as drawn."""
+        emoji = lessons.emoji[: min(STRIP, len(lessons.concepts))]
+        everything = compose([(concept, 1.0) for concept in lessons.concepts])
+        drawn = measures.draw(self.model, everything, [subjects.prompt(e) for e in emoji], 1)[:, 0]
+        real = torch.cat([subjects.concept_pictures(e, 1, 9001)[0] for e in emoji])
+        grid = torch.cat([torch.cat(list(row), 2) for row in (real, drawn)], 1)
+        return Image.fromarray(((grid + 1) * 127.5).clamp(0, 255).byte().movedim(0, -1).numpy())
+
+    def subsets(self, lessons: Lessons, seed: int) -> dict[str, list[float]]:
+        """Cosine of a concept drawn beside random others, as a share of what it reaches alone."""
+        pick, count = random.Random(seed), len(lessons.concepts)
+        among = subjects.references(lessons.emoji[:count])
+        found: dict[str, list[float]] = {}
+        for size in (4, 16):
+            if size > count:
+                continue
+            for _ in range(SUBSETS):
+                chosen = pick.sample(range(count), size)
+                i = chosen[0]
+                prompt = [subjects.prompt(lessons.emoji[i])]
+                composed = compose([(lessons.concepts[j], 1.0) for j in chosen])
+                shares = [
+                    measures.judge(measures.draw(self.model, on, prompt), [lessons.emoji[i]], among, [i])["cosine"][0]
+                    for on in (composed, lessons.concepts[i])
+                ]
+                found.setdefault(str(size), []).append(shares[0] / max(shares[1], 1e-3))
+        return found
+
+    def pairs(self, lessons: Lessons, seed: int) -> dict[str, float]:
+        """Two concepts side by side, with all of the library on: shares of pictures with both, one, or the sides swapped."""
+        count = len(lessons.concepts)
+        if count < 2:
+            return {}
+        emoji = lessons.emoji[:count]
+        everything = compose([(concept, 1.0) for concept in lessons.concepts])
+        chosen = subjects.pairs(emoji, PAIRS, seed)
+        pictures = measures.draw(self.model, everything, [subjects.pair_prompt(emoji[a], emoji[b]) for a, b in chosen], 2)
+        return measures.judge_pairs(pictures, chosen, subjects.references(emoji))
+
+    def index(self, key: str, seed: int, count: int) -> Path:
+        """Where a run's folder is noted, for the results page."""
+        return self.out / self.architecture / f"{key}-{seed}-{count}.json"
+
+    def bound(self, run: Run, count: int, delta: float = 0.05) -> list[dict[str, float]]:
+        """The forgetting bound against what unseen pictures of a few concepts meet, with all the others on."""
+        path = run.folder / f"bound-{count}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        *_, lessons = run.teach()
+        found = []
+        layers = self.model.layers(TARGETS)
+        for j in range(min(BOUNDED, count)):
+            examples = subjects.held_out_examples(self.model, lessons.emoji[j])
+            rng = torch.Generator().manual_seed(j)
+            batches = Batches(examples, self.model.denoiser, 8, rng)
+            unseen = finish(measure(self.model.denoiser, layers, (batches.next() for _ in range(8)), 8))
+            for source, moments in (("as stored", lessons.moments[j]), ("measured on unseen pictures", unseen)):
+                again = Batches(examples, self.model.denoiser, 8, torch.Generator().manual_seed(100 + j))
+                checks = check_bound(
+                    self.model.denoiser, layers, [again.next() for _ in range(4)], lessons.concepts, j, moments, delta, 1.0
+                )
+                for layer, check in checks.items():
+                    found.append({"concept": j, "moments": source, "layer": layer, **check._asdict()})
+        write_bytes(path, json.dumps(found).encode())
+        return found
+
+
+def best(method: Method, results: list[tuple[Mapping[str, float], dict[str, Any]]]) -> Mapping[str, float]:
+    """Of a method's settings, the one whose composed concepts look most like themselves."""
+
+    def score(result: dict[str, Any]) -> float:
+        (composed,) = result["sizes"].values()
+        return sum(composed["cosine"]) / len(composed["cosine"])
+
+    return max(results, key=lambda pair: score(pair[1]))[0]

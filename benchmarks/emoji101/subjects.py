@@ -1,0 +1,89 @@
+"""What is taught and asked for: held-out emoji in a seeded order, their pictures, base captions, pairs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from seqlora.backends.diffusers import HeadlessModel
+from seqlora.demo.classifier import load_classifier
+from seqlora.demo.pictures import Emoji, all_emoji, concept_pictures, held_out_emoji, trigger_word
+from seqlora.objective import Examples
+
+TEACHABLE = 101  # of the 120 held-out emoji; the other 19 are for tuning
+PICTURES = 5  # per concept
+HELD_OUT = 4  # more pictures of a concept, for its denoising loss
+REFERENCES = 8  # pictures behind a concept's place in the judge's embedding
+
+
+@cache
+def _shuffled() -> tuple[Emoji, ...]:
+    emoji = list(held_out_emoji())
+    random.Random(101).shuffle(emoji)
+    return tuple(emoji)
+
+
+def concepts(count: int, seed: int) -> list[Emoji]:
+    """The test concepts of a run, in the order in which they are taught; each seed has an order of its own."""
+    order = list(_shuffled()[:TEACHABLE])
+    random.Random(seed).shuffle(order)
+    return order[:count]
+
+
+def tuning_concepts(count: int) -> list[Emoji]:
+    """Emoji that no test run uses."""
+    return list(_shuffled()[TEACHABLE : TEACHABLE + count])
+
+
+def prompt(emoji: Emoji) -> str:
+    return f"a photo of {trigger_word(emoji)} {emoji.class_word}"
+
+
+def examples(model: HeadlessModel, emoji: Emoji, count: int, seed: int) -> Examples:
+    """Latents and conditionings of `count` pictures."""
+    pictures, backgrounds = concept_pictures(emoji, count, seed)
+    captions = [f"{prompt(emoji)} on a {background} background" for background in backgrounds]
+    latents = model.encode_pictures(list((pictures.movedim(1, -1) + 1) / 2))  # type: ignore[attr-defined]
+    return Examples(latents, model.encode_captions(captions))  # type: ignore[attr-defined]
+
+
+def training_examples(model: HeadlessModel, emoji: Emoji, seed: int) -> Examples:
+    return examples(model, emoji, PICTURES, seed)
+
+
+def held_out_examples(model: HeadlessModel, emoji: Emoji) -> Examples:
+    return examples(model, emoji, HELD_OUT, 9000)
+
+
+def references(emoji: Sequence[Emoji]) -> Tensor:
+    """(concepts, 128) unit vectors: the mean embedding of clean pictures of each."""
+    classifier = load_classifier()
+    means = [classifier.embed(concept_pictures(e, REFERENCES, 9001)[0]).mean(0) for e in emoji]
+    return torch.nn.functional.normalize(torch.stack(means), dim=1)
+
+
+def class_of(emoji: Emoji) -> int:
+    return all_emoji().index(emoji)
+
+
+def base_emoji(count: int, seed: int) -> list[Emoji]:
+    """What the base model could draw before anything was taught."""
+    return random.Random(seed).sample([e for e in all_emoji() if not e.held_out], count)
+
+
+def base_prompt(emoji: Emoji) -> str:
+    return f"a photo of {emoji.name}"
+
+
+def pairs(emoji: Sequence[Emoji], count: int, seed: int) -> list[tuple[int, int]]:
+    """Pairs of different concepts to be drawn side by side, as indices."""
+    pick = random.Random(seed)
+    return [tuple(pick.sample(range(len(emoji)), 2)) for _ in range(count)]  # type: ignore[misc]
+
+
+def pair_prompt(left: Emoji, right: Emoji) -> str:
+    return f"a photo of {trigger_word(left)} {left.class_word} and {trigger_word(right)} {right.class_word}"

@@ -1,0 +1,150 @@
+"""Teaching a run's concepts one after another, each kept on disk as soon as it is taught."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from seqlora.adapter import Pair
+from seqlora.backends.diffusers import HeadlessModel
+from seqlora.demo.pictures import Emoji
+from seqlora.files import write_tensors
+from seqlora.library import request_hash
+from seqlora.moments import Moments
+from seqlora.objective import Batches, Examples
+from seqlora.settings import Settings
+from seqlora.trainer import MEASURED_SAMPLES, Progress, Trained, finish, layer_rank, measure, measure_prior, train_concept
+
+from . import subjects
+
+TARGETS = "attention and mlp"
+
+
+@dataclass
+class Lessons:
+    """What a run has taught so far."""
+
+    emoji: list[Emoji]
+    concepts: list[dict[str, Pair]] = field(default_factory=list)
+    moments: list[Moments] = field(default_factory=list)
+    about: list[dict] = field(default_factory=list)  # losses, seconds, full layers of each
+    together: bool = False  # one adapter holds all of them
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method, one order of concepts. `settings` decides everything; the folder is named after it."""
+
+    model: HeadlessModel
+    prior: Moments
+    emoji: Sequence[Emoji]
+    settings: Settings
+    rank: int
+    capacity: int
+    seed: int
+    folder: Path
+    together: bool = False  # one adapter for all concepts at once: the upper bound
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number + 1:04d}.safetensors"
+
+    def teach(self) -> Iterator[Lessons]:
+        """Yields after each concept. What is on disk is read, not taught again."""
+        if self.together:
+            yield self._teach_together()
+            return
+        layers = self.model.layers(TARGETS)
+        ranks = {name: layer_rank(int(layer.in_features), self.rank, self.capacity) for name, layer in layers.items()}  # type: ignore[arg-type]
+        lessons = Lessons(list(self.emoji))
+        total: Moments | None = None
+        for number, emoji in enumerate(self.emoji):
+            settings = self.settings.with_(seed=1000 * self.seed + number)
+            examples = subjects.training_examples(self.model, emoji, self.seed)
+            path = self.path(number)
+            if path.exists():
+                pairs, about = read_concept(path)
+                moments = finish(self._measure(examples, settings))
+            else:
+                trained, about = timed(
+                    train_concept(self.model.denoiser, layers, examples, settings, ranks, lessons.concepts, self.prior, total)
+                )
+                pairs, moments = trained.pairs, trained.moments
+                write_concept(path, pairs, about)
+            lessons.concepts.append(pairs)
+            lessons.moments.append(moments)
+            lessons.about.append(about)
+            total = moments if total is None else total + moments
+            yield lessons
+
+    def _teach_together(self) -> Lessons:
+        """One adapter of all concepts' ranks, pictures and passes."""
+        layers = self.model.layers(TARGETS)
+        count = len(self.emoji)
+        lessons, path = Lessons(list(self.emoji), together=True), self.path(0)
+        if path.exists():
+            pairs, about = read_concept(path)
+        else:
+            parts = [subjects.training_examples(self.model, emoji, self.seed) for emoji in self.emoji]
+            examples = Examples([x for part in parts for x in part.latents], [c for part in parts for c in part.conds])
+            settings = self.settings.with_(seed=1000 * self.seed, steps=self.settings.steps * count)
+            ranks = {name: layer_rank(int(layer.in_features), self.rank * count, 1) for name, layer in layers.items()}  # type: ignore[arg-type]
+            trained, about = timed(train_concept(self.model.denoiser, layers, examples, settings, ranks))
+            pairs = trained.pairs
+            write_concept(path, pairs, about)
+        lessons.concepts.append(pairs)
+        lessons.about.append(about)
+        return lessons
+
+    def _measure(self, examples: Examples, settings: Settings) -> Generator[Progress, None, Moments]:
+        rng = torch.Generator().manual_seed(settings.seed)
+        batches = Batches(examples, self.model.denoiser, settings.batch_size, rng)
+        forwards = -(-MEASURED_SAMPLES // settings.batch_size)
+        return measure(self.model.denoiser, self.model.layers(TARGETS), (batches.next() for _ in range(forwards)), forwards)
+
+
+def timed(run: Generator[Progress, None, Trained]) -> tuple[Trained, dict]:
+    """Runs a training to its end; also what it says of itself, with the median seconds of its steps."""
+    seconds: list[float] = []
+    last = time.perf_counter()
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if progress.phase == "training":
+            seconds.append(now - last)
+        last = now
+
+    trained = finish(run, tell)
+    return trained, {
+        "losses": trained.losses,
+        "penalties": trained.penalties,
+        "full_layers": len(trained.full_layers),
+        "step_seconds": sorted(seconds)[len(seconds) // 2],
+    }
+
+
+def write_concept(path: Path, pairs: dict[str, Pair], about: dict) -> None:
+    tensors = {f"{layer}.{what}": tensor for layer, pair in pairs.items() for what, tensor in pair._asdict().items()}
+    write_tensors(path, tensors, {"about": json.dumps(about)})
+
+
+def read_concept(path: Path) -> tuple[dict[str, Pair], dict]:
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+        layers = dict.fromkeys(key.rpartition(".")[0] for key in file.keys())  # noqa: SIM118
+        return {layer: Pair(file.get_tensor(f"{layer}.A"), file.get_tensor(f"{layer}.B")) for layer in layers}, about
+
+
+def prior_of(model: HeadlessModel) -> Moments:
+    uncond, *generic = model.encode_captions(["", *model.generic_captions])  # type: ignore[attr-defined]
+    return finish(measure_prior(model.denoiser, model.layers(TARGETS), model.latent_shape, generic, uncond))
+
+
+def settings_key(settings: Settings, rank: int, capacity: int, together: bool = False) -> str:
+    return request_hash(asdict(settings.with_(seed=0)), rank, capacity, together)[:10]
