@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .adapter import TARGETS, Concept, Pair
 from .errors import SeqLoRAError
-from .files import file_hash, write_bytes, write_tensors
+from .files import MAX_HEADER, RESTORE, read_tensors, remedy, write_bytes, write_tensors
 from .keys import from_native, to_native
 from .moments import Moment, Moments
 from .names import checked_name, slug
@@ -34,8 +33,11 @@ from .trainer import Trained, layer_rank
 
 FORMAT = 1
 MANIFEST = "library.json"
+LOCK = ".lock"
+PATIENCE = 5.0  # seconds that short work waits for a training
 PRIOR = "moments/base.safetensors"
 MAX_MANIFEST = 64 << 20
+MAX_MOMENTS = 4 << 30
 ORTHOGONALITY = 1e-3  # largest error of B'B = I that a file may have; fp16 files reach 2e-4
 
 
@@ -148,21 +150,17 @@ class Library:
 
     @contextmanager
     def writing(self) -> Iterator[Library]:
-        """One writer at a time, for the whole of a training: concept t must be orthogonal to 1 .. t-1.
+        """The library as it is now, for short work on it: one writer at a time.
 
-        Gives the library as it is now. Raises SeqLoRAError at once if another writer is at work.
+        Raises SeqLoRAError where a training does not let go of it within PATIENCE seconds.
         """
-        lock = FileLock(str(self.path / ".lock"))
-        try:
-            lock.acquire(timeout=0.5)
-        except Timeout as error:
+        turn = Turn(self.path)
+        if not turn.comes(within=PATIENCE):
             raise SeqLoRAError(
-                f"Another training is writing to library '{self.path.name}'; wait until it ends, then queue again."
-            ) from error
-        try:
-            yield Library.open(self.path)
-        finally:
-            lock.release()
+                f"A training is writing to library '{self.path.name}'; wait until it ends or cancel it, then try again."
+            )
+        with turn as library:
+            yield library
 
     # -- what it holds
 
@@ -185,19 +183,19 @@ class Library:
         """A concept's pairs, checked: hash, shapes, dtype, finite, orthonormal. Raises SeqLoRAError naming the file."""
         record = self.find(name)
         path = self._inside(record.file)
-        try:
-            if file_hash(path) != record.sha256:
-                raise SeqLoRAError(f"{path} was changed since it was taught; restore it, or remove concept '{name}'.")
-            with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise SeqLoRAError(f"{path} cannot be read ({error}); restore it, or remove concept '{name}'.") from error
+        advice = f"{RESTORE}, or remove concept '{name}'"
+        tensors, _ = read_tensors(path, self._concept_bytes(), advice, record.sha256)
         try:
             concept = from_native(tensors)
         except SeqLoRAError as error:
             raise SeqLoRAError(f"{path} is no concept file: {error}") from error
         self._check(path, concept, record)
         return concept
+
+    def _concept_bytes(self) -> int:
+        """No concept file of this library is larger."""
+        layers = self.base.layers if self.base else {}
+        return MAX_HEADER + sum(4 * ((m + n) * layer_rank(n, self.rank, self.capacity) + 1) for m, n in layers.values())
 
     def _check(self, path: Path, concept: Concept, record: Record) -> None:
         layers = self.base.layers if self.base else {}
@@ -314,6 +312,46 @@ class Library:
         }
 
 
+class Turn:
+    """The right to write to a library. It is held for the whole of a training: concept t must be orthogonal to 1 .. t-1.
+
+        turn = Turn(library.path)
+        while not turn.comes(within=0.5):
+            ...  # tell that another training is at work; leave if the user cancels
+        with turn as library:
+            ...  # the library as it is now, with what the others taught meanwhile
+
+    The system takes the right away from a process that dies.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = FileLock(str(path / LOCK), thread_local=False)  # a generator may be closed by another thread
+
+    def comes(self, within: float) -> bool:
+        """Waits up to so many seconds; whether it is ours now. Raises SeqLoRAError where there is no library, or no writing."""
+        Library.open(self.path)
+        if (self.path / LOCK).is_symlink():
+            raise SeqLoRAError(f"{self.path / LOCK} is a link; remove it.")
+        try:
+            self._lock.acquire(timeout=within)
+        except Timeout:
+            return False
+        except OSError as error:
+            raise SeqLoRAError(f"Could not write to {self.path} ({error.strerror}); {remedy(error)}.") from error
+        return True
+
+    def __enter__(self) -> Library:
+        try:
+            return Library.open(self.path)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 def request_hash(*parts: Any) -> str:
     """A hash of everything that decides how a concept comes out."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
@@ -332,14 +370,12 @@ def _write_moments(path: Path, moments: Moments) -> None:
 
 
 def _read_moments(path: Path) -> Moments:
+    tensors, about = read_tensors(path, MAX_MOMENTS)
     try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-            input_of = json.loads(about["input_of"])
-            by_input = {
-                name: Moment(file.get_tensor(f"{name}.sketch"), file.get_tensor(f"{name}.diagonal"))
-                for name in dict.fromkeys(input_of.values())
-            }
-            return Moments(by_input, input_of, json.loads(about["output_energy"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SeqLoRAError(f"{path} cannot be read ({error}); restore it from a copy.") from error
+        input_of = json.loads(about["input_of"])
+        by_input = {
+            name: Moment(tensors[f"{name}.sketch"], tensors[f"{name}.diagonal"]) for name in dict.fromkeys(input_of.values())
+        }
+        return Moments(by_input, input_of, json.loads(about["output_energy"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise SeqLoRAError(f"{path} cannot be read ({error}); {RESTORE}.") from error

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from seqlora import library as module
 from seqlora.composition import compose, compose_library, parse_selection
 from seqlora.errors import SeqLoRAError
 from seqlora.files import write_bytes, write_tensors
-from seqlora.library import MANIFEST, Library
+from seqlora.library import MANIFEST, Library, Turn
 from seqlora.metrics import basis_error
 from seqlora.names import checked_name, slug
 from seqlora.settings import Settings
@@ -274,26 +275,57 @@ def test_a_write_replaces_the_whole_file(tmp_path):
 # -- one writer at a time
 
 
-def test_a_second_writer_is_told_to_wait(library, model):
+def test_a_second_training_waits_for_its_turn(library, model):
+    """It says so, can be cancelled meanwhile, and then is taught beside what the first one filed."""
     before = contents(library.path)
+    steps = teach(library, small_lesson("bird", 2), QUICK, model)
+    turn = Turn(library.path)
+    assert turn.comes(within=1)
+    with turn as current:
+        assert {next(steps).phase for _ in range(3)} == {"waiting for another training"}
+        steps.close()
+        assert contents(library.path) == before
+        steps = teach(library, small_lesson("bird", 2), QUICK, model)
+        next(steps)
+        current.add("fox", "x", "", held_by(library), {})
+    taught = finish(steps)
+    assert taught.library.names == ["cat", "dog", "fox", "bird"] and taught.record.file == "concepts/0004-bird.safetensors"
+
+
+def test_short_work_says_who_keeps_it_waiting(library, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
     with library.writing():
-        with pytest.raises(SeqLoRAError, match="Another training is writing to library 'pets'; wait until it ends"):
-            finish(teach(library, small_lesson("bird", 2), QUICK, model))
-    assert contents(library.path) == before
-
-
-def test_a_writer_in_another_process_and_its_death(library):
-    hold = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire()"
-    command = [sys.executable, "-c", f"{hold}; print('held', flush=True); input()", str(library.path / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        try:
-            assert other.stdout.readline() == "held\n"
-            with pytest.raises(SeqLoRAError, match="Another training"), library.writing():
+        with pytest.raises(SeqLoRAError, match="^A training is writing to library 'pets'; wait until it ends or cancel it"):
+            with library.writing():
                 pass
-        finally:
-            other.kill()
     with library.writing() as free:
         assert free == library
+
+
+def test_the_turn_of_a_killed_process_is_free(library):
+    hold = "import sys; from pathlib import Path; from seqlora.library import Turn; turn = Turn(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", f"{hold}; print(turn.comes(within=1), flush=True); input()", str(library.path)]
+    root = str(Path(module.__file__).parents[1])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": root}, **pipes) as other:
+        try:
+            assert other.stdout.readline() == "True\n"
+            turn = Turn(library.path)
+            assert not turn.comes(within=0.1)
+        finally:
+            other.kill()
+    assert turn.comes(within=5)
+    with turn as free:
+        assert free == library
+
+
+@pytest.mark.parametrize("spoil", [shutil.rmtree, lambda path: (path / ".lock").symlink_to(path.parent / "elsewhere")])
+def test_there_is_no_turn_where_there_is_no_library(library, spoil):
+    spoil(library.path)
+    before = set(library.path.parent.iterdir())
+    with pytest.raises(SeqLoRAError, match=r"There is no library at|\.lock is a link; remove it"):
+        Turn(library.path).comes(within=1)
+    assert set(library.path.parent.iterdir()) == before
 
 
 def test_a_writer_sees_what_others_wrote(library, original):
@@ -379,7 +411,7 @@ def damage(path, data):
     [
         (
             lambda p: damage(p, p.read_bytes()[:-1] + b"?"),
-            "was changed since it was taught; restore it, or remove concept 'cat'",
+            "was changed since it was written; restore it, or remove concept 'cat'",
         ),
         (lambda p: damage(p, p.read_bytes()[:100]), "was changed"),
         (lambda p: damage(p, b""), "was changed"),
