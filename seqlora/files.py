@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
@@ -16,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -138,7 +139,7 @@ def read_header(path: Path, advice: str = RESTORE) -> Header:
         raise _unreadable(path, error, advice) from error
 
 
-def is_file_within(path: Path, folder: Path) -> bool:
+def is_within(path: Path, folder: Path) -> bool:
     """Whether this is inside the folder once all links are followed; it need not exist."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
@@ -146,7 +147,7 @@ def is_file_within(path: Path, folder: Path) -> bool:
         return False
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.BufferedReader:
     # A named pipe would wait for ever; O_NONBLOCK is nothing to a file.
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
