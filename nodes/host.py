@@ -8,9 +8,10 @@ can be differentiated; and under dynamic VRAM a layer's weight is only lent for 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from ..seqlora.library import MANIFEST
 from ..seqlora.names import checked_name
 from ..seqlora.objective import flow_weight, from_table, logit_normal, min_snr_weight
 from ..seqlora.teaching import GENERIC_CAPTIONS
-from ..seqlora.trainer import Progress
+from ..seqlora.trainer import Progress, Steps, finish
 from .demo_host import DemoConfig
 
 FOLDER = "seqlora"
@@ -87,22 +88,31 @@ def next_lora_path(prefix: str) -> tuple[Path, str]:
 # --- Progress -----------------------------------------------------------------------------------------------------------
 
 
-def run_with_progress(steps: Generator[Progress, None, Any], node_id: str | None) -> Any:
+def run_with_progress(
+    steps: Steps[Any], node_id: str | None, follow: Callable[[Progress], str | None] = lambda progress: None
+) -> Any:
     """Runs a training to its end, shows how far it is, and stops it when the user cancels. Returns its result."""
     bar, phase, said = None, "", 0.0
-    with closing(steps):  # takes the hooks off the model, also when the user cancels
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as end:
-                return end.value
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if bar is None or progress.phase != phase or progress.step == 1:
-                bar, phase = comfy.utils.ProgressBar(progress.steps), progress.phase
-            bar.update_absolute(progress.step, progress.steps)
-            if time.monotonic() - said >= TEXT_INTERVAL or progress.step == progress.steps:
-                said = time.monotonic()
-                say(node_id, describe(progress))
+
+    def tell(progress: Progress) -> str | None:
+        nonlocal bar, phase, said
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if bar is None or progress.phase != phase or progress.step == 1:
+            bar, phase = comfy.utils.ProgressBar(progress.steps), progress.phase
+        bar.update_absolute(progress.step, progress.steps)
+        if progress.note:
+            logging.warning("SeqLoRA: %s", progress.note)
+        if progress.note or time.monotonic() - said >= TEXT_INTERVAL or progress.step == progress.steps:
+            said = time.monotonic()
+            say(node_id, progress.note or describe(progress))
+        return follow(progress)
+
+    try:
+        return finish(steps, tell)  # closes it, which takes the hooks off the model
+    except comfy.model_management.InterruptProcessingException:
+        if phase == "training":
+            say(node_id, "cancelled; queue the same again to go on from here")
+        raise
 
 
 def describe(progress: Progress) -> str:
@@ -115,6 +125,13 @@ def say(node_id: str | None, text: str) -> None:
     server = getattr(PromptServer, "instance", None)  # None where there is no server, as in tests
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id, server.client_id)
+
+
+def add_routes(routes: Iterable[tuple[str, str, Any]]) -> None:
+    """Adds (method, path, handler) to the host's server, behind its middleware; without a server nothing."""
+    server = getattr(PromptServer, "instance", None)
+    for method, path, handler in routes if server is not None else ():
+        server.routes.route(method, path)(handler)
 
 
 # --- Training on the user's model ---------------------------------------------------------------------------------------

@@ -181,12 +181,13 @@ def teach(
                 return Taught.again(library, record)
         library.free_name(lesson.name)
         library.check_base(shapes)
-        if note := checkpoint.open():
+        note = checkpoint.open()
+        if note:
             yield Progress("measuring", 0, 1, note=note)
         elif checkpoint.step is not None:
             yield Progress("training", checkpoint.step, settings.steps, note=f"Goes on from step {checkpoint.step}.")
         try:
-            return (yield from _teach(library, lesson, settings, model, layers, shapes, request, checkpoint))
+            return (yield from _teach(library, lesson, settings, model, layers, shapes, request, checkpoint, note))
         except BaseException as error:
             checkpoint.save()
             if isinstance(error, SeqLoRAError) and checkpoint.step is not None:
@@ -203,6 +204,7 @@ def _teach(
     shapes: dict[str, list[int]],
     request: str,
     checkpoint: Checkpoint,
+    note: str,
 ) -> Steps[Taught]:
     began, resumed_at = time.monotonic(), checkpoint.step
     captions, added = prepare_captions(lesson)
@@ -226,7 +228,7 @@ def _teach(
         checkpoint,
     )
     across, within = metrics.basis_error([*earlier, trained.pairs])
-    report = {
+    report: dict[str, Any] = {
         "steps": trained.steps,
         "seconds": round(time.monotonic() - began, 1),
         "first_loss": _mean(trained.losses[:10]),
@@ -241,6 +243,8 @@ def _teach(
     }
     if trained.steps < settings.steps:
         report["ended_early_at"] = trained.steps
+    if note:
+        report["note"] = note
     if resumed_at is not None:
         report["resumed_at"] = resumed_at
     library = library.with_base(Base(dict(model.layout), shapes, model.fingerprint), prior)
@@ -254,7 +258,8 @@ def _teach(
         report | {"losses": thinned(trained.losses)},
         thumbnail(lesson.pictures[0]),
     )
-    _prior_file(library).unlink(missing_ok=True)
+    with suppress(OSError):
+        _prior_file(library).unlink()
     checkpoint.remove()
     return Taught(library, library.find(lesson.name), trained.losses, report)
 

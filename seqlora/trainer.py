@@ -159,7 +159,10 @@ def memory_advice(settings: Settings) -> Iterator[None]:
     """Says what to lower when the device runs out of memory."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        if not known and not any(words in str(error) for words in ("out of memory", "allocate memory")):
+            raise
         raise SeqLoRAError(
             f"The device ran out of memory; lower batch_size (now {settings.batch_size}), the pictures' size "
             "or the library's rank, or choose fewer targets."
@@ -269,6 +272,8 @@ def train_concept(
             lower_batch = batch
         with torch.enable_grad():
             loss = denoising_loss(denoiser, batch)
+            if not loss.requires_grad:
+                raise SeqLoRAError("This model runs without gradients here, so it cannot be taught; load it in another way.")
             loss.backward()
         for stack in stacks:
             stack.gather()

@@ -208,6 +208,7 @@ def test_the_order_of_inputs_is_frozen(server: HostServer):
         "interference",
         "gradient_checkpointing",
         "when_full",
+        "checkpoint_minutes",
     ]
 
 
