@@ -1,4 +1,4 @@
-"""The command line: `seqlora train | sample | compose | info | export | demo`."""
+"""The command line: `seqlora train | sample | compose | info | export | demo`, and the care of libraries."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from .adapter import TARGETS
 from .checkpoint import MINUTES
+from .cli_library import add_commands as add_library_commands
 from .composition import compose_library, parse_selection
 from .errors import SeqLoRAError
 from .library import Library
@@ -181,7 +182,10 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def folder(text: str) -> Path:
-    return Path(text).resolve()  # "." has a name too
+    try:
+        return Path(text).resolve()  # "." has a name too
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise argparse.ArgumentTypeError(f"{text} is no folder ({error})") from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -232,6 +236,8 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("info", info, "list a library")
     sub.add_argument("library", type=folder, help="the library's folder")
+
+    add_library_commands(command, folder)
 
     sub = command("export", export, "write the sum of concepts as one ordinary LoRA file")
     with_library(sub)

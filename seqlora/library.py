@@ -76,7 +76,7 @@ class Library:
                 raise SeqLoRAError(f"Could not make {path} ({error.strerror}); {remedy(error)}.") from error
             with Turn(path).soon():
                 if not (path / MANIFEST).exists():  # still: another process may make the same
-                    return cls(path, rank, capacity, targets)._write()
+                    return cls(path, rank, capacity, targets).save()
         library = cls.open(path)
         for what, wanted in (("rank", rank), ("capacity", capacity), ("targets", targets)):
             found = getattr(library, what)
@@ -111,7 +111,8 @@ class Library:
         fields = (self.rank, self.capacity, self.targets, self.base, self.prior_sha256, self.concepts)
         return manifest.write(*fields, indent=indent)
 
-    def _write(self) -> Library:
+    def save(self) -> Library:
+        """Writes the manifest, and with it whatever was changed; call inside `writing()`."""
         data = self.text()
         write_bytes(self.path / MANIFEST, data)
         return replace(self, digest=_digest(data))
@@ -144,7 +145,7 @@ class Library:
 
     def load(self, name: str) -> dict[str, Pair]:
         """A concept's pairs, checked: hash, shapes, dtype, finite, orthonormal. Raises SeqLoRAError naming the file."""
-        path, tensors, _ = self._read(self.find(name))
+        path, tensors = self._read(self.find(name))
         try:
             concept = from_native(tensors)
         except SeqLoRAError as error:
@@ -152,11 +153,14 @@ class Library:
         self._check(path, concept)
         return concept
 
-    def _read(self, record: Record) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
-        path = self._inside(record.file)
+    def _read(self, record: Record) -> tuple[Path, dict[str, Tensor]]:
+        path, advice = self.inside(record.file), f"{RESTORE}, or remove concept '{record.name}'"
+        return path, read_tensors(path, self.concept_limit(), advice, record.sha256)[0]
+
+    def concept_limit(self) -> int:
+        """No concept file of this library has more bytes."""
         layers = self.base.layers if self.base else {}
-        limit = MAX_HEADER + sum(4 * ((m + n) * self._rank(n) + 1) for m, n in layers.values())
-        return path, *read_tensors(path, limit, f"{RESTORE}, or remove concept '{record.name}'", record.sha256)
+        return MAX_HEADER + sum(4 * ((m + n) * self._rank(n) + 1) for m, n in layers.values())
 
     def _rank(self, width: int) -> int:
         return layer_rank(width, self.rank, self.capacity)
@@ -180,11 +184,12 @@ class Library:
                     f"{path}: the basis of layer {layer} is not orthonormal (error {error:.1e}); restore the file."
                 )
 
-    def _inside(self, relative: str) -> Path:
+    def inside(self, relative: str) -> Path:
+        """A file of this library. Raises SeqLoRAError where the name, or a link, leads out of its folder."""
         path = self.path / relative
         if not is_within(path, self.path):
             raise SeqLoRAError(
-                f"Library '{self.path.name}' names a file outside its folder ({relative}); it was tampered with."
+                f"Library '{self.path.name}' names a file outside its folder ({relative}); it was tampered with, {RESTORE}."
             )
         return path
 
@@ -192,13 +197,13 @@ class Library:
         """G, once it was measured."""
         if not self.base or not self.prior_sha256:
             return None
-        return read_moments(self._inside(PRIOR), self.base.layers, self.prior_sha256, f"{RESTORE}, or run: seqlora repair")
+        return read_moments(self.inside(PRIOR), self.base.layers, self.prior_sha256, f"{RESTORE}, or run: seqlora repair")
 
     def moments(self, name: str) -> Moments:
         record = self.find(name)
         layers = self.base.layers if self.base else {}
         advice = f"{RESTORE}, or remove concept '{name}'"
-        return read_moments(self._inside(moments_file(record.id)), layers, record.moments_sha256, advice)
+        return read_moments(self.inside(moments_file(record.id)), layers, record.moments_sha256, advice)
 
     def moments_sum(self) -> Moments | None:
         total: Moments | None = None
@@ -209,7 +214,7 @@ class Library:
 
     def thumbnail(self, name: str) -> bytes:
         """A small picture of the concept, WebP. Raises SeqLoRAError where there is none."""
-        path = self._inside(thumbnail_file(self.find(name).id))
+        path = self.inside(thumbnail_file(self.find(name).id))
         data = bytes(read_bytes(path, MAX_THUMBNAIL))
         if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
             raise SeqLoRAError(f"{path} is no WebP picture; {RESTORE}.")
@@ -235,8 +240,8 @@ class Library:
         """Binds a new library to its model and files the model's own moments."""
         bound = self if self.base else replace(self, base=base)
         if prior is not None and not self.prior_sha256:
-            bound = replace(bound, prior_sha256=write_moments(self._inside(PRIOR), prior))
-        return self if bound is self else bound._write()
+            bound = replace(bound, prior_sha256=write_moments(self.inside(PRIOR), prior))
+        return self if bound is self else bound.save()
 
     def add(
         self,
@@ -261,9 +266,9 @@ class Library:
         if self.base is None or ranks != self.ranks(self.base.layers):
             raise SeqLoRAError(f"Concept '{name}' has other layers or ranks than library '{self.path.name}'; it was not filed.")
         number = max((record.id for record in self.concepts), default=0) + 1
-        moments_sha256 = write_moments(self._inside(moments_file(number)), trained.moments)
+        moments_sha256 = write_moments(self.inside(moments_file(number)), trained.moments)
         if thumbnail:
-            write_bytes(self._inside(thumbnail_file(number)), thumbnail)
+            write_bytes(self.inside(thumbnail_file(number)), thumbnail)
         record = Record(
             number,
             name,
@@ -279,7 +284,7 @@ class Library:
             dict(metrics or {}),
         )
         record = self._write_concept(record, to_native(trained.pairs))
-        library = replace(self, concepts=(*others.concepts, record))._write()
+        library = replace(self, concepts=(*others.concepts, record)).save()
         if replaces is not None:
             self._delete(self.find(replaces))
         return library
@@ -291,7 +296,7 @@ class Library:
 
     def remove(self, name: str) -> Library:
         """Takes a concept out and deletes its files; call inside `writing()`. The others stay as they are, to the bit."""
-        library = self.without(name)._write()
+        library = self.without(name).save()
         self._delete(self.find(name))
         return library
 
@@ -304,13 +309,13 @@ class Library:
         new = self.without(name).free_name(new)
         if new == name:
             return self
-        _, tensors, _ = self._read(record)
+        _, tensors = self._read(record)
         file = concept_file(record.id, new)
         if file == record.file:
             file = concept_file(record.id, f"{new} 2")
         renamed = self._write_concept(replace(record, name=new, file=file), tensors)
-        library = replace(self, concepts=tuple(renamed if one is record else one for one in self.concepts))._write()
-        _unlink(self._inside(record.file))
+        library = replace(self, concepts=tuple(renamed if one is record else one for one in self.concepts)).save()
+        _unlink(self.inside(record.file))
         return library
 
     def free_name(self, name: str) -> str:
@@ -322,12 +327,10 @@ class Library:
 
     def _delete(self, record: Record) -> None:
         """After the manifest was written: what a crash or a refusal leaves here belongs to no concept any more."""
-        files = [moments_file(record.id), thumbnail_file(record.id)]
-        if re.fullmatch(r"concepts/[^/\\]+\.safetensors", record.file):
-            files.append(record.file)
-        for file in files:
+        files = [record.file] if re.fullmatch(r"concepts/[^/\\]+\.safetensors", record.file) else []
+        for file in (*files, moments_file(record.id), thumbnail_file(record.id)):
             with suppress(SeqLoRAError):
-                _unlink(self._inside(file))
+                _unlink(self.inside(file))
 
     def _write_concept(self, record: Record, tensors: Mapping[str, Tensor]) -> Record:
         """The record with the hash of its file."""
@@ -347,7 +350,7 @@ class Library:
             "ss_output_name": record.name,
             "seqlora": alone.text(indent=None).decode(),
         }
-        return replace(record, sha256=write_tensors(self._inside(record.file), tensors, header))
+        return replace(record, sha256=write_tensors(self.inside(record.file), tensors, header))
 
 
 def concept_file(number: int, name: str) -> str:
