@@ -1,7 +1,7 @@
 """Cancels a training in a real ComfyUI 20 times in a row, each time some random steps further, then lets it end.
 
-`python scripts/torture/cancel_host.py` ends with 1 unless the concept is taught in the end, every cancel left the library as it
-was, the user's model drew the same bits throughout, and the server's memory is within 2 % of what it was after the first cancel.
+`python scripts/torture/cancel_host.py` ends with 1 unless the concept is taught in the end, every cancel left the library as
+it was, the user's model drew the same bits throughout, and the server's memory is within 2 % of what the first cancel left.
 """
 
 from __future__ import annotations
