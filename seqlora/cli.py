@@ -79,7 +79,7 @@ def train(args: argparse.Namespace) -> None:
     chosen = {k: getattr(args, k) for k in ("steps", "batch_size", "learning_rate", "basis_learning_rate", "seed")}
     settings = method_settings(args.method, Settings(**chosen))
     lesson = Lesson(args.name or args.images.name, args.trigger, args.class_word, pictures, captions)
-    steps = teach(library, lesson, settings, model, args.checkpoint_minutes)
+    steps = teach(library, lesson, settings, model, args.checkpoint_minutes, args.replace)
     with ControlC() as pressed:
         taught = finish(steps, pressed.tell)
     print(json.dumps(about(taught), indent=1))
@@ -219,6 +219,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     sub.add_argument("--basis-learning-rate", type=float, default=defaults.basis_learning_rate)
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--replace", action="store_true", help="teach a concept anew; the old one stays until this is done")
     sub.add_argument("--checkpoint-minutes", type=float, default=MINUTES, help="between two savings of the unfinished training")
 
     sub = command("sample", sample, "draw pictures with any of a library's concepts")

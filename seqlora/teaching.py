@@ -154,13 +154,19 @@ def thumbnail(picture: Tensor, side: int = 256) -> bytes:
 
 
 def teach(
-    library: Library, lesson: Lesson, settings: Settings, model: Model, checkpoint_minutes: float = MINUTES
+    library: Library,
+    lesson: Lesson,
+    settings: Settings,
+    model: Model,
+    checkpoint_minutes: float = MINUTES,
+    replace: bool = False,
 ) -> Steps[Taught]:
     """Teaches a concept and files it; a request that was taught before is found again, one that was cancelled goes on.
 
     Waits while another training writes to the library. Sending "keep" ends the training and files the concept as it is. Closing
     the generator leaves model and library as they were, and a checkpoint; so does whatever goes wrong after the first step.
-    Checkpoints are also written every `checkpoint_minutes`, unless that is 0. Raises SeqLoRAError with nothing else written.
+    Checkpoints are also written every `checkpoint_minutes`, unless that is 0. With `replace` a concept of that name is taught
+    anew, beside all the others, and stays until the new version is filed. Raises SeqLoRAError with nothing else written.
     """
     lesson = check_lesson(lesson)
     layers = model.layers(library.targets)
@@ -172,14 +178,17 @@ def teach(
     while not turn.comes(within=0.5):
         yield Progress("waiting for another training", 0, 1)
     with turn as library:
-        state_of_library = [(record.id, record.sha256) for record in library.concepts]
-        binding = request_hash(request, state_of_library, shapes)
+        replaces = lesson.name if replace and lesson.name in library.names else None
+        others = library.without(replaces) if replaces else library
+        # Not their files' hashes: those change with a name. What was taught anew has another time.
+        beside = [(record.id, record.created, record.request, record.moments_sha256) for record in others.concepts]
+        binding = request_hash(request, beside, shapes)
         checkpoint = Checkpoint(library.path / FOLDER / f"{request}.safetensors", binding, checkpoint_minutes)
         for record in library.concepts:
             if record.name == lesson.name and record.request == request:
                 checkpoint.remove()  # left by a process that died right after it had filed the concept
                 return Taught.again(library, record)
-        library.free_name(lesson.name)
+        others.free_name(lesson.name)
         library.check_base(shapes)
         note = checkpoint.open()
         if note:
@@ -187,7 +196,8 @@ def teach(
         elif checkpoint.step is not None:
             yield Progress("training", checkpoint.step, settings.steps, note=f"Goes on from step {checkpoint.step}.")
         try:
-            return (yield from _teach(library, lesson, settings, model, layers, shapes, request, checkpoint, note))
+            work = _teach(library, replaces, lesson, settings, model, layers, shapes, request, checkpoint, note)
+            return (yield from work)
         except BaseException as error:
             checkpoint.save()
             if isinstance(error, SeqLoRAError) and checkpoint.step is not None:
@@ -197,6 +207,7 @@ def teach(
 
 def _teach(
     library: Library,
+    replaces: str | None,
     lesson: Lesson,
     settings: Settings,
     model: Model,
@@ -215,7 +226,8 @@ def _teach(
         check_latents(examples.latents)
         if prior is None and needs_prior:
             prior = yield from _measured_prior(library, model, layers, examples.latents[0].shape)
-    earlier = [library.load(name) for name in library.names]
+    others = library.without(replaces) if replaces else library
+    earlier = [others.load(name) for name in others.names]
     trained = yield from train_concept(
         model.denoiser,
         layers,
@@ -224,7 +236,7 @@ def _teach(
         library.ranks(shapes),
         earlier,
         prior if needs_prior else None,
-        library.moments_sum() if needs_prior else None,
+        others.moments_sum() if needs_prior else None,
         checkpoint,
     )
     across, within = metrics.basis_error([*earlier, trained.pairs])
@@ -257,6 +269,7 @@ def _teach(
         request,
         report | {"losses": thinned(trained.losses)},
         thumbnail(lesson.pictures[0]),
+        replaces,
     )
     with suppress(OSError):
         _prior_file(library).unlink()

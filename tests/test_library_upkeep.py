@@ -160,6 +160,23 @@ def test_a_new_version_replaces_the_old_when_it_is_complete(library, model):
     assert verify(library.path) == []
 
 
+def test_teaching_anew_replaces_and_is_found_again(library, model):
+    lesson = small_lesson("cat", 9)
+    with pytest.raises(SeqLoRAError, match="has a concept 'cat' already"):
+        finish(teach(library, lesson, QUICK, model))
+    steps = teach(library, lesson, QUICK, model, replace=True)
+    for _ in range(12):
+        next(steps)
+    steps.close()
+    assert Library.open(library.path) == library
+    taught = finish(teach(library, lesson, QUICK, model, replace=True))
+    assert taught.library.names == ["dog", "fox", "cat"] and taught.report["resumed_at"] > 0
+    assert max(basis_error([taught.library.load(name) for name in NAMES])) <= 1e-5 and verify(library.path) == []
+    assert finish(teach(library, lesson, QUICK, model, replace=True)).reused
+    new = finish(teach(library, small_lesson("owl", 4), QUICK, model, replace=True))  # nothing there to replace
+    assert new.library.names == ["dog", "fox", "cat", "owl"]
+
+
 def test_a_replacement_that_fails_keeps_the_old(library, monkeypatch):
     trained = Trained(library.load("cat"), library.moments("cat"), [])
 
