@@ -28,6 +28,7 @@ FORMAT = 1
 FOLDER = "checkpoints"  # inside the library's; there only while something is unfinished
 MINUTES = 2.0
 MAX_BYTES = 32 << 30
+ANEW = "it was set aside and the training starts anew"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Checkpoint:
         except SeqLoRAError as error:
             with suppress(OSError):  # what cannot be moved away is written over
                 os.replace(self.path, self.path.with_suffix(".set-aside"))
-            return f"{error} It was set aside and the training starts anew."
+            return str(error)
 
     def follow(self, moments: Moments, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         """`tensors()` gives the state's tensors as they are at the time, under names that stay the same."""
@@ -88,7 +89,7 @@ class Checkpoint:
         if self.path is None or not self.whole or not self._place:
             return
         tensors = {name: tensor.detach().cpu() for name, tensor in self._tensors().items()}
-        if not all(tensor.isfinite().all() for name, tensor in tensors.items()):
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
             return
         write(self.path, State(self._place, tensors, self._moments), self.binding)
         self.step, self._saved = self._place["step"], time.monotonic()
@@ -112,15 +113,15 @@ def write(path: Path, state: State, binding: str) -> None:
 
 def read(path: Path, binding: str) -> State:
     """Raises SeqLoRAError for a file that is damaged, of another version, or bound to something else."""
-    tensors, metadata = read_tensors(path, MAX_BYTES, "the checkpoint is of no use")
+    tensors, metadata = read_tensors(path, MAX_BYTES, ANEW)
     text = metadata.get("seqlora", "")
     if metadata.get("digest") != _digest(text, tensors):
-        raise SeqLoRAError(f"{path} is damaged.")
+        raise SeqLoRAError(f"{path} is damaged; {ANEW}.")
     about = json.loads(text)  # as it was written
     if about["format"] != FORMAT:
-        raise SeqLoRAError(f"{path} was written by another version.")
+        raise SeqLoRAError(f"{path} was written by another version; {ANEW}.")
     if about["binding"] != binding:
-        raise SeqLoRAError(f"{path} is of another state of the library.")
+        raise SeqLoRAError(f"{path} is of another state of the library; {ANEW}.")
     by_input = {
         name: Moment(tensors.pop(f"moments.sketch.{name}"), tensors.pop(f"moments.diagonal.{name}"))
         for name in dict.fromkeys(about["input_of"].values())

@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_set_aside(library, tmp_path, spoil, sentence):
     told = []
     taught = finish(bird(library, SCHEDULES["joint"]), told.append)
     (note,) = [p.note for p in told if p.note]
-    assert str(path) in note and sentence in note and note.endswith("It was set aside and the training starts anew.")
+    assert str(path) in note and sentence in note and note.endswith("; it was set aside and the training starts anew.")
     assert taught.report["note"] == note and "resumed_at" not in taught.report
     assert identical(anew, taught)
     assert path.with_suffix(".set-aside").read_bytes() == data and not path.exists()
