@@ -148,6 +148,9 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
     Raises SeqLoRAError where the model cannot be trained or memory runs out.
     """
     management = comfy.model_management
+    for name, given in (("model", model), ("clip", clip), ("vae", vae)):
+        if given is None or getattr(given, "first_stage_model", given) is None:  # what loaders give where a file lacks it
+            raise SeqLoRAError(f"The {name} that is connected holds nothing; its checkpoint lacks it, load it from elsewhere.")
     with ExitStack() as undo:
         undo.callback(management.soft_empty_cache)
         undo.enter_context(torch.inference_mode(False))  # the host runs every node inside inference mode
@@ -176,7 +179,7 @@ def _own_patcher(model: Any) -> Any:
     try:
         # Dynamic VRAM takes weights away between forward and backward. The host then reads a second copy from disk.
         patcher = model.clone(disable_dynamic=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # the second: a patcher of another pack that knows of no dynamic VRAM
         raise SeqLoRAError(
             "This model's loader cannot make the copy that training needs under dynamic VRAM; "
             "load the model with another node, or start ComfyUI with --disable-dynamic-vram."

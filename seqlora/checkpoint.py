@@ -123,7 +123,8 @@ def read(path: Path, binding: str) -> State:
     if about["binding"] != binding:
         raise SeqLoRAError(f"{path} is of another state of the library; {ANEW}.")
     by_input = {
-        name: Moment(tensors.pop(f"moments.sketch.{name}"), tensors.pop(f"moments.diagonal.{name}"))
+        # Copies, because what was read shares one buffer that should not live for as long as these.
+        name: Moment(tensors.pop(f"moments.sketch.{name}").clone(), tensors.pop(f"moments.diagonal.{name}").clone())
         for name in dict.fromkeys(about["input_of"].values())
     }
     return State(about["place"], tensors, Moments(by_input, about["input_of"], about["output_energy"]))

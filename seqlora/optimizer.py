@@ -185,7 +185,7 @@ class BilevelOptimizer:
             for i, stack in enumerate(self.stacks):
                 getattr(stack, level).copy_(tensors[f"{level}.{i}"])
                 start = f"{level}.{i}."
-                remembered[i] = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+                remembered[i] = {name.removeprefix(start): t.clone() for name, t in tensors.items() if name.startswith(start)}
             groups = adam.state_dict()["param_groups"]
             adam.load_state_dict({"state": {i: held for i, held in remembered.items() if held}, "param_groups": groups})
         self._renew()

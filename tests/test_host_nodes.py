@@ -155,12 +155,14 @@ def test_images_of_unequal_size_with_alpha_and_captions(edges: dict):
     assert edges["captions"] == [["a", "b"], [], ["a", ""], [], ["a\nb"]]
     report = json.loads(edges["sizes_report"])
     assert edges["sizes_losses"] == 3 and report["captions_given_the_trigger"] == 2
+    assert edges["again_losses"] == 3 and report["settings"]["steps"] == 3 and report["precision"] == "float32"
     assert "nothing was done" in edges["again_text"] and "nothing was done" not in edges["sizes_text"]
 
 
 @pytest.mark.parametrize(
     ("what", "words"),
     [
+        ("no text encoder", ["The clip that is connected holds nothing", "load it from elsewhere"]),
         ("wrong VAE", ["4 channels", "takes 16"]),
         ("caption count", ["2 captions for 4 pictures"]),
         ("taken name", ["a concept 'sizes' already"]),

@@ -150,6 +150,7 @@ boot.report(
     pictures=[list(picture.shape) for picture in split_pictures([small, torch.zeros(1, 8, 9, 3)])],
     captions=[split_captions(*case) for case in [(["a\nb\n"], 2), (["", " "], 2), (["a", ""], 2), ([], 3), (["a\nb"], 1)]],
     refused={
+        "no text encoder": refused(clip=None, concept_name="new"),
         "wrong VAE": refused(vae=tiny.load("sd15", folder)[2], concept_name="new"),
         "caption count": refused(captions=["a", "b"], concept_name="new"),
         "taken name": refused(seed=1),
