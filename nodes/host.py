@@ -166,12 +166,21 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
         try:
             yield taught
         except Exception as error:
-            if not management.is_oom(error):
+            if not any(management.is_oom(cause) for cause in causes(error)):
                 raise
-            raise SeqLoRAError(
-                "There is not enough memory for this training; turn on gradient_checkpointing, "
-                "lower batch_size or use smaller images."
-            ) from error
+            told = "There is not enough memory for this training; lower batch_size or use smaller images."
+            if isinstance(error, SeqLoRAError):  # the core has said so already, and what stays
+                told = str(error)
+            if not gradient_checkpointing:
+                told = f"{told.rstrip('.')}; turn on gradient_checkpointing, which needs much less."
+            raise SeqLoRAError(told) from error
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _own_patcher(model: Any) -> Any:

@@ -117,7 +117,7 @@ def read(path: Path, binding: str) -> State:
     text = metadata.get("seqlora", "")
     if metadata.get("digest") != _digest(text, tensors):
         raise SeqLoRAError(f"{path} is damaged; {ANEW}.")
-    about = json.loads(text)  # as it was written
+    about = json.loads(text)  # as it was written: the digest says so
     if about["format"] != FORMAT:
         raise SeqLoRAError(f"{path} was written by another version; {ANEW}.")
     if about["binding"] != binding:

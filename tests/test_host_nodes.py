@@ -174,6 +174,13 @@ def test_what_cannot_be_taught_is_refused(edges: dict, what: str, words: list[st
     assert all(word in edges["refused"][what] for word in words)
 
 
+def test_memory_that_runs_out_on_the_way_loses_nothing(edges: dict):
+    said, report = edges["full"]
+    assert "lower batch_size (now 2)" in said and said.endswith("; turn on gradient_checkpointing, which needs much less.")
+    assert "its checkpoint of step 1 stays" in said and "\n" not in said
+    assert report["resumed_at"] == 1 and report["steps"] == 3
+
+
 # --- Through the server -------------------------------------------------------------------------------------------------
 
 
