@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, demo, export, host, library, train
+from . import apply, demo, export, host, library, routes, train, upkeep
 
-NODES: list[type[io.ComfyNode]] = [node for module in (train, library, apply, export, demo) for node in module.NODES]
+NODES: list[type[io.ComfyNode]] = [node for module in (train, library, upkeep, apply, export, demo) for node in module.NODES]
 
 
 class SeqLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
         host.register_folder()
+        host.add_routes(routes.ROUTES)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

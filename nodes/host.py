@@ -8,9 +8,10 @@ can be differentiated; and under dynamic VRAM a layer's weight is only lent for 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from ..seqlora.library import MANIFEST
 from ..seqlora.names import checked_name
 from ..seqlora.objective import flow_weight, from_table, logit_normal, min_snr_weight
 from ..seqlora.teaching import GENERIC_CAPTIONS
-from ..seqlora.trainer import Progress
+from ..seqlora.trainer import Progress, Steps, finish
 from .demo_host import DemoConfig
 
 FOLDER = "seqlora"
@@ -87,22 +88,31 @@ def next_lora_path(prefix: str) -> tuple[Path, str]:
 # --- Progress -----------------------------------------------------------------------------------------------------------
 
 
-def run_with_progress(steps: Generator[Progress, None, Any], node_id: str | None) -> Any:
+def run_with_progress(
+    steps: Steps[Any], node_id: str | None, follow: Callable[[Progress], str | None] = lambda progress: None
+) -> Any:
     """Runs a training to its end, shows how far it is, and stops it when the user cancels. Returns its result."""
     bar, phase, said = None, "", 0.0
-    with closing(steps):  # takes the hooks off the model, also when the user cancels
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as end:
-                return end.value
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if bar is None or progress.phase != phase or progress.step == 1:
-                bar, phase = comfy.utils.ProgressBar(progress.steps), progress.phase
-            bar.update_absolute(progress.step, progress.steps)
-            if time.monotonic() - said >= TEXT_INTERVAL or progress.step == progress.steps:
-                said = time.monotonic()
-                say(node_id, describe(progress))
+
+    def tell(progress: Progress) -> str | None:
+        nonlocal bar, phase, said
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if bar is None or progress.phase != phase or progress.step == 1:
+            bar, phase = comfy.utils.ProgressBar(progress.steps), progress.phase
+        bar.update_absolute(progress.step, progress.steps)
+        if progress.note:
+            logging.warning("SeqLoRA: %s", progress.note)
+        if progress.note or time.monotonic() - said >= TEXT_INTERVAL or progress.step == progress.steps:
+            said = time.monotonic()
+            say(node_id, progress.note or describe(progress))
+        return follow(progress)
+
+    try:
+        return finish(steps, tell)  # closes it, which takes the hooks off the model
+    except comfy.model_management.InterruptProcessingException:
+        if phase == "training":
+            say(node_id, "cancelled; queue the same again to go on from here")
+        raise
 
 
 def describe(progress: Progress) -> str:
@@ -115,6 +125,13 @@ def say(node_id: str | None, text: str) -> None:
     server = getattr(PromptServer, "instance", None)  # None where there is no server, as in tests
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id, server.client_id)
+
+
+def add_routes(routes: Iterable[tuple[str, str, Any]]) -> None:
+    """Adds (method, path, handler) to the host's server, behind its middleware; without a server nothing."""
+    server = getattr(PromptServer, "instance", None)
+    for method, path, handler in routes if server is not None else ():
+        server.routes.route(method, path)(handler)
 
 
 # --- Training on the user's model ---------------------------------------------------------------------------------------
@@ -131,6 +148,9 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
     Raises SeqLoRAError where the model cannot be trained or memory runs out.
     """
     management = comfy.model_management
+    for name, given in (("model", model), ("clip", clip), ("vae", vae)):
+        if given is None or getattr(given, "first_stage_model", given) is None:  # what loaders give where a file lacks it
+            raise SeqLoRAError(f"The {name} that is connected holds nothing; its checkpoint lacks it, load it from elsewhere.")
     with ExitStack() as undo:
         undo.callback(management.soft_empty_cache)
         undo.enter_context(torch.inference_mode(False))  # the host runs every node inside inference mode
@@ -146,12 +166,21 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
         try:
             yield taught
         except Exception as error:
-            if not management.is_oom(error):
+            if not any(management.is_oom(cause) for cause in causes(error)):
                 raise
-            raise SeqLoRAError(
-                "There is not enough memory for this training; turn on gradient_checkpointing, "
-                "lower batch_size or use smaller images."
-            ) from error
+            told = "There is not enough memory for this training; lower batch_size or use smaller images."
+            if isinstance(error, SeqLoRAError):  # the core has said so already, and what stays
+                told = str(error)
+            if not gradient_checkpointing:
+                told = f"{told.rstrip('.')}; turn on gradient_checkpointing, which needs much less."
+            raise SeqLoRAError(told) from error
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _own_patcher(model: Any) -> Any:
@@ -159,7 +188,7 @@ def _own_patcher(model: Any) -> Any:
     try:
         # Dynamic VRAM takes weights away between forward and backward. The host then reads a second copy from disk.
         patcher = model.clone(disable_dynamic=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # the second: a patcher of another pack that knows of no dynamic VRAM
         raise SeqLoRAError(
             "This model's loader cannot make the copy that training needs under dynamic VRAM; "
             "load the model with another node, or start ComfyUI with --disable-dynamic-vram."

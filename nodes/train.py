@@ -9,9 +9,10 @@ from typing import Any, get_args, get_type_hints
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..seqlora.checkpoint import MINUTES
 from ..seqlora.settings import METHODS, Settings, method_settings
-from ..seqlora.teaching import Lesson, Taught, check_lesson, teach
-from . import host
+from ..seqlora.teaching import Lesson, Taught, about, check_lesson, teach
+from . import host, routes
 from .library import LibraryHandle, LibraryType
 
 DEFAULTS = Settings()
@@ -156,10 +157,24 @@ class TrainConcept(io.ComfyNode):
                     "What happens where a layer has no direction left for an exactly orthogonal basis: the concept shares the "
                     "layer as under metric, or training is refused.",
                 ),
+                io.Float.Input(
+                    "checkpoint_minutes",
+                    default=MINUTES,
+                    min=0.0,
+                    max=1440.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Minutes between two savings of the unfinished training, from which it goes on after a crash. "
+                    "It is also saved when you cancel. 0: only then.",
+                ),
             ],
             outputs=[
                 LibraryType.Output("library", tooltip="The library with the new concept, for the next node."),
-                io.LossMap.Output("loss_map", tooltip="The loss of every step, for Plot Loss Graph."),
+                io.LossMap.Output(
+                    "loss_map",
+                    tooltip="The loss of every step, for Plot Loss Graph. Of a concept that was found again: a thinned curve.",
+                ),
                 io.String.Output("report", tooltip="What was taught and the figures, as JSON."),
             ],
         )
@@ -177,18 +192,24 @@ class TrainConcept(io.ComfyNode):
         )
         model, clip, vae, handle = (only.pop(name) for name in ("model", "clip", "vae", "library"))
         method, less_memory = only.pop("method", next(iter(METHODS))), only.pop("gradient_checkpointing", None)
+        minutes = only.pop("checkpoint_minutes", MINUTES)
         settings = method_settings(method, Settings(**only))
         if less_memory is None:
             less_memory = host.has_accelerator()
         library, lesson = handle.open(), check_lesson(lesson)  # before the host reads or moves a model
-        with host.training_model(model, clip, vae, less_memory) as taught_model:
+        node = cls.hidden.unique_id
+        with (
+            host.training_model(model, clip, vae, less_memory) as taught_model,
+            routes.running(node, library.path.name, lesson.name) as training,
+        ):
             lesson = Lesson(lesson.name, lesson.trigger, lesson.class_word, host.ordinary(lesson.pictures), lesson.captions)
-            taught = host.run_with_progress(teach(library, lesson, settings, taught_model), cls.hidden.unique_id)
-        host.say(cls.hidden.unique_id, summary(taught))
+            steps = teach(library, lesson, settings, taught_model, minutes)
+            taught = host.run_with_progress(steps, node, training.follow)
+        host.say(node, summary(taught))
         return io.NodeOutput(
             LibraryHandle.of(taught.library),
-            {"loss": loss_curve(taught)},
-            report(taught),
+            {"loss": list(taught.losses)},
+            json.dumps(about(taught), indent=2, ensure_ascii=False),
             ui=ui.PreviewText(summary(taught)),
         )
 
@@ -205,31 +226,18 @@ def split_captions(captions: Sequence[str], count: int) -> tuple[str, ...]:
     return tuple(captions) if any(caption.strip() for caption in captions) else ()
 
 
-def loss_curve(taught: Taught) -> list[float]:
-    """Of a concept that was found again only the ends are known."""
-    return list(taught.losses) or [taught.report[key] for key in ("first_loss", "last_loss") if key in taught.report]
-
-
-def report(taught: Taught) -> str:
-    record, library = taught.record, taught.library
-    about = {
-        "library": library.path.name,
-        "concept": record.name,
-        "trigger": record.trigger,
-        "class_word": record.class_word,
-        "number": record.id,
-        "file": record.file,
-        "settings": dict(record.settings),
-    }
-    return json.dumps(about | dict(taught.report), indent=2, ensure_ascii=False)
-
-
 def summary(taught: Taught) -> str:
     record, library, figures = taught.record, taught.library, taught.report
     subject = f"{record.trigger} {record.class_word}".strip()
     lines = [f"{record.name}: write '{subject}' in prompts"]
     if taught.reused:
         lines.append("taught before with the same inputs; nothing was done")
+    if "note" in figures:
+        lines.append(figures["note"])
+    if "resumed_at" in figures:
+        lines.append(f"went on from step {figures['resumed_at']}")
+    if "ended_early_at" in figures:
+        lines.append(f"ended early, at step {figures['ended_early_at']} of {record.settings['steps']}")
     lines.append(f"loss {figures['first_loss']:.4f} -> {figures['last_loss']:.4f} in {figures['seconds']} s")
     if record.full_layers:
         lines.append(f"{len(record.full_layers)} layers were full and are shared softly")

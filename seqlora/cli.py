@@ -1,9 +1,11 @@
-"""The command line: `seqlora train | sample | compose | report | info | export | demo`."""
+"""The command line: `seqlora train | sample | compose | report | info | export | demo`, and the care of libraries."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +15,14 @@ import torch
 from PIL import Image, ImageOps
 
 from .adapter import TARGETS
+from .checkpoint import MINUTES
+from .cli_library import add_commands as add_library_commands
 from .composition import compose_library, parse_selection
 from .errors import SeqLoRAError
 from .files import write_bytes
 from .library import Library
 from .settings import METHODS, Settings, method_settings
-from .teaching import Lesson, Model, teach
+from .teaching import Lesson, Model, about, teach
 from .trainer import Progress, finish
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -61,6 +65,8 @@ def load_model(spec: str) -> Model:
 
 
 def show_progress(progress: Progress) -> None:
+    if progress.note:
+        print(f"\nseqlora: {progress.note}", file=sys.stderr)
     end = "\n" if progress.step == progress.steps else ""
     loss = f"  loss {progress.loss:.4f}" if progress.loss == progress.loss else ""
     print(f"\r{progress.phase} {progress.step}/{progress.steps}{loss}   ", end=end, file=sys.stderr, flush=True)
@@ -74,8 +80,40 @@ def train(args: argparse.Namespace) -> None:
     chosen = {k: getattr(args, k) for k in ("steps", "batch_size", "learning_rate", "basis_learning_rate", "seed")}
     settings = method_settings(args.method, Settings(**chosen))
     lesson = Lesson(args.name or args.images.name, args.trigger, args.class_word, pictures, captions)
-    taught = finish(teach(library, lesson, settings, model), show_progress)
-    print(json.dumps(taught.report, indent=1))
+    steps = teach(library, lesson, settings, model, args.checkpoint_minutes, args.replace)
+    with ControlC() as pressed:
+        taught = finish(steps, pressed.tell)
+    print(json.dumps(about(taught), indent=1))
+
+
+class ControlC:
+    """Ctrl-C while a concept is taught: once ends the training and keeps what was learned, twice cancels it.
+
+    Either waits for the end of the step, so that what is kept is whole; a third time does not wait.
+    """
+
+    def __enter__(self) -> ControlC:
+        self.times, self.step = 0, 0
+        self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, *_: object) -> None:
+        self.times += 1
+        if self.times > 2:
+            raise KeyboardInterrupt
+        if self.times == 1:
+            os.write(2, b"\nseqlora: keeping what was learned so far; Ctrl-C again cancels\n")  # print may be in use
+
+    def tell(self, progress: Progress) -> str | None:
+        show_progress(progress)
+        if progress.phase == "training":
+            self.step = progress.step
+        if self.times > 1 or (self.times and not self.step):  # before the first step there is nothing to keep
+            raise KeyboardInterrupt(f"; the same command goes on from step {self.step}" if self.step else "")
+        return "keep" if self.times else None
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -177,7 +215,10 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def folder(text: str) -> Path:
-    return Path(text).resolve()  # "." has a name too
+    try:
+        return Path(text).resolve()  # "." has a name too
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise argparse.ArgumentTypeError(f"{text} is no folder ({error})") from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -211,6 +252,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     sub.add_argument("--basis-learning-rate", type=float, default=defaults.basis_learning_rate)
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--replace", action="store_true", help="teach a concept anew; the old one stays until this is done")
+    sub.add_argument("--checkpoint-minutes", type=float, default=MINUTES, help="between two savings of the unfinished training")
 
     sub = command("sample", sample, "draw pictures with any of a library's concepts")
     sub.add_argument("prompt")
@@ -234,6 +277,8 @@ def parser() -> argparse.ArgumentParser:
     sub = command("info", info, "list a library")
     sub.add_argument("library", type=folder, help="the library's folder")
 
+    add_library_commands(command, folder)
+
     sub = command("export", export, "write the sum of concepts as one ordinary LoRA file")
     with_library(sub)
     sub.add_argument("--out", type=Path, required=True)
@@ -254,8 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SeqLoRAError as error:
         print(f"seqlora: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nseqlora: cancelled; the library is as it was", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nseqlora: cancelled; the library is as it was{''.join(stop.args)}", file=sys.stderr)
         return 130
     return 0
 

@@ -4,8 +4,11 @@
     concepts/0001-<slug>.safetensors ordinary LoRA files (B orthonormal, alpha = r)
     moments/base.safetensors, 0001.safetensors   second moments on generic captions and on each concept
     thumbnails/0001.webp
+    checkpoints/                     unfinished trainings, see checkpoint.py
+    damaged/                         what a repair set aside, see upkeep.py
 
-A `Library` is an immutable view of one state of the folder; operations that write return the next one.
+A `Library` is an immutable view of one state of the folder; operations that write return the next one. The folder itself may
+be a link, since whoever put it there chose so; inside, nothing that leads out of it is opened or written.
 """
 
 from __future__ import annotations
@@ -13,66 +16,36 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import manifest
 from .adapter import TARGETS, Concept, Pair
 from .errors import SeqLoRAError
-from .files import file_hash, write_bytes, write_tensors
+from .files import MAX_HEADER, RESTORE, is_within, read_bytes, read_tensors, remedy, write_bytes, write_tensors
 from .keys import from_native, to_native
-from .moments import Moment, Moments
-from .names import checked_name, slug
+from .manifest import Base, Record, UnknownFormatError
+from .moments import Moments
+from .moments_file import read_moments, write_moments
+from .names import checked_name, likeness, slug
 from .trainer import Trained, layer_rank
 
-FORMAT = 1
+__all__ = ["MANIFEST", "Base", "Library", "Record", "Turn", "request_hash"]
+
 MANIFEST = "library.json"
+LOCK = ".lock"
 PRIOR = "moments/base.safetensors"
-MAX_MANIFEST = 64 << 20
+PATIENCE = 5.0  # seconds that short work waits for a training
+MAX_THUMBNAIL = 1 << 20
 ORTHOGONALITY = 1e-3  # largest error of B'B = I that a file may have; fp16 files reach 2e-4
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model that a library belongs to."""
-
-    layout: Mapping[str, Any]  # how its layers are named elsewhere, see keys.py; "family" is "unet", "sd3", "flux" or "other"
-    layers: Mapping[str, Sequence[int]]  # name -> [m, n]
-    fingerprint: str = ""  # of some of its weights; differs between fine-tunes of one family
-
-    @property
-    def family(self) -> str:
-        return str(self.layout["family"])
-
-
-@dataclass(frozen=True)
-class Record:
-    """A concept as the manifest lists it."""
-
-    id: int
-    name: str
-    trigger: str
-    class_word: str
-    file: str
-    sha256: str
-    created: str
-    request: str  # hash of everything that was asked for; the same request finds this concept again
-    ranks: Mapping[str, int]
-    full_layers: Sequence[str]
-    settings: Mapping[str, Any]
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        texts = (self.name, self.trigger, self.class_word, self.file, self.sha256)
-        if not isinstance(self.id, int) or not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"concept {self.name}")
 
 
 @dataclass(frozen=True)
@@ -84,6 +57,7 @@ class Library:
     base: Base | None = None
     concepts: tuple[Record, ...] = ()
     digest: str = ""
+    prior_sha256: str = ""  # of the model's own moments, once they were measured
 
     # -- opening and creating
 
@@ -95,74 +69,62 @@ class Library:
             raise SeqLoRAError(f"rank is {rank} and capacity is {capacity}; both must be at least 1.")
         if targets not in TARGETS:
             raise SeqLoRAError(f"targets is '{targets}', but must be one of: {', '.join(TARGETS)}.")
-        if (path / MANIFEST).exists():
-            library = cls.open(path)
-            for what, wanted in (("rank", rank), ("capacity", capacity), ("targets", targets)):
-                found = getattr(library, what)
-                if found != wanted:
-                    raise SeqLoRAError(
-                        f"Library '{path.name}' exists with {what} {found}, not {wanted}; "
-                        f"set {what} to {found} or choose another name."
-                    )
-            return library
-        return cls(path, rank, capacity, targets)._write()
+        if not (path / MANIFEST).exists():
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SeqLoRAError(f"Could not make {path} ({error.strerror}); {remedy(error)}.") from error
+            with Turn(path).soon():
+                if not (path / MANIFEST).exists():  # still: another process may make the same
+                    return cls(path, rank, capacity, targets).save()
+        library = cls.open(path)
+        for what, wanted in (("rank", rank), ("capacity", capacity), ("targets", targets)):
+            found = getattr(library, what)
+            if found != wanted:
+                raise SeqLoRAError(
+                    f"Library '{path.name}' exists with {what} {found}, not {wanted}; "
+                    f"set {what} to {found} or choose another name."
+                )
+        return library
 
     @classmethod
     def open(cls, path: Path) -> Library:
         """Reads the manifest only. Raises SeqLoRAError where there is none or it is damaged."""
+        file = path / MANIFEST
         try:
-            if (path / MANIFEST).stat().st_size > MAX_MANIFEST:
-                raise SeqLoRAError(f"{path / MANIFEST} is too large to be a library's manifest.")
-            data = (path / MANIFEST).read_bytes()
-        except OSError as error:
-            raise SeqLoRAError(f"There is no library at {path} ({error.strerror}); create it first.") from error
+            file.lstat()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise SeqLoRAError(f"There is no library at {path} ({reason}); create it first.") from error
+        if not is_within(file, path):
+            raise SeqLoRAError(f"{file} leads out of the library's folder; {RESTORE}.")
+        data = read_bytes(file, manifest.MAX_BYTES)
         try:
-            found = json.loads(data)
-            if found["format"] != FORMAT:
-                raise SeqLoRAError(
-                    f"{path / MANIFEST} has format {found['format']}; this version reads {FORMAT}. Update the pack."
-                )
-            base = Base(**found["base"]) if found["base"] else None
-            concepts = tuple(Record(**entry) for entry in found["concepts"])
-            library = cls(path, int(found["rank"]), int(found["capacity"]), found["targets"], base, concepts, _digest(data))
-            if min(library.rank, library.capacity) < 1 or library.targets not in TARGETS:
-                raise ValueError(f"rank {library.rank}, capacity {library.capacity}, targets {library.targets}")
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            if isinstance(error, SeqLoRAError):
-                raise
-            raise SeqLoRAError(f"{path / MANIFEST} is damaged ({error}); restore it from a copy.") from error
-        return library
+            return cls(path, **manifest.parse(data), digest=_digest(data))
+        except UnknownFormatError as error:
+            raise SeqLoRAError(f"{file} has format {error}; this version reads {manifest.FORMAT}. Update the pack.") from error
+        except ValueError as error:
+            raise SeqLoRAError(f"{file} is damaged ({error}); {RESTORE}, or rebuild it with: seqlora repair.") from error
 
-    def _write(self) -> Library:
-        manifest = {
-            "format": FORMAT,
-            "rank": self.rank,
-            "capacity": self.capacity,
-            "targets": self.targets,
-            "base": asdict(self.base) if self.base else None,
-            "concepts": [asdict(record) for record in self.concepts],
-        }
-        data = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+    def text(self, indent: int | None = 1) -> bytes:
+        """As the manifest has it."""
+        fields = (self.rank, self.capacity, self.targets, self.base, self.prior_sha256, self.concepts)
+        return manifest.write(*fields, indent=indent)
+
+    def save(self) -> Library:
+        """Writes the manifest, and with it whatever was changed; call inside `writing()`."""
+        data = self.text()
         write_bytes(self.path / MANIFEST, data)
         return replace(self, digest=_digest(data))
 
     @contextmanager
     def writing(self) -> Iterator[Library]:
-        """One writer at a time, for the whole of a training: concept t must be orthogonal to 1 .. t-1.
+        """The library as it is now, for short work on it: one writer at a time.
 
-        Gives the library as it is now. Raises SeqLoRAError at once if another writer is at work.
+        Raises SeqLoRAError where a training does not let go of it within PATIENCE seconds.
         """
-        lock = FileLock(str(self.path / ".lock"))
-        try:
-            lock.acquire(timeout=0.5)
-        except Timeout as error:
-            raise SeqLoRAError(
-                f"Another training is writing to library '{self.path.name}'; wait until it ends, then queue again."
-            ) from error
-        try:
+        with Turn(self.path).soon():
             yield Library.open(self.path)
-        finally:
-            lock.release()
 
     # -- what it holds
 
@@ -179,33 +141,38 @@ class Library:
         )
 
     def ranks(self, layers: Mapping[str, Sequence[int]]) -> dict[str, int]:
-        return {name: layer_rank(n, self.rank, self.capacity) for name, (_, n) in layers.items()}
+        return {name: self._rank(n) for name, (_, n) in layers.items()}
 
     def load(self, name: str) -> dict[str, Pair]:
         """A concept's pairs, checked: hash, shapes, dtype, finite, orthonormal. Raises SeqLoRAError naming the file."""
-        record = self.find(name)
-        path = self._inside(record.file)
-        try:
-            if file_hash(path) != record.sha256:
-                raise SeqLoRAError(f"{path} was changed since it was taught; restore it, or remove concept '{name}'.")
-            with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise SeqLoRAError(f"{path} cannot be read ({error}); restore it, or remove concept '{name}'.") from error
+        path, tensors = self._read(self.find(name))
         try:
             concept = from_native(tensors)
         except SeqLoRAError as error:
             raise SeqLoRAError(f"{path} is no concept file: {error}") from error
-        self._check(path, concept, record)
+        self._check(path, concept)
         return concept
 
-    def _check(self, path: Path, concept: Concept, record: Record) -> None:
+    def _read(self, record: Record) -> tuple[Path, dict[str, Tensor]]:
+        path, advice = self.inside(record.file), f"{RESTORE}, or remove concept '{record.name}'"
+        return path, read_tensors(path, self.concept_limit(), advice, record.sha256)[0]
+
+    def concept_limit(self) -> int:
+        """No concept file of this library has more bytes."""
         layers = self.base.layers if self.base else {}
-        for layer in record.ranks:
+        return MAX_HEADER + sum(4 * ((m + n) * self._rank(n) + 1) for m, n in layers.values())
+
+    def _rank(self, width: int) -> int:
+        return layer_rank(width, self.rank, self.capacity)
+
+    def _check(self, path: Path, concept: Concept) -> None:
+        layers = self.base.layers if self.base else {}
+        for layer in layers:
             if layer not in concept:
                 raise SeqLoRAError(f"{path}: layer {layer} is missing; restore the file.")
         for layer, (A, B) in concept.items():
-            if layer not in layers or [A.shape[0], B.shape[0]] != list(layers[layer]) or A.shape[1] != B.shape[1]:
+            m, n = layers.get(layer, (0, 0))
+            if (A.shape, B.shape) != ((m, self._rank(n)), (n, self._rank(n))):
                 raise SeqLoRAError(f"{path}: layer {layer} does not fit this library's model; restore the file.")
             if A.dtype not in (torch.float32, torch.float16, torch.bfloat16) or B.dtype != A.dtype:
                 raise SeqLoRAError(f"{path}: layer {layer} has dtype {A.dtype}; it must be float32, float16 or bfloat16.")
@@ -217,21 +184,27 @@ class Library:
                     f"{path}: the basis of layer {layer} is not orthonormal (error {error:.1e}); restore the file."
                 )
 
-    def _inside(self, relative: str) -> Path:
-        path = (self.path / relative).resolve()
-        if not path.is_relative_to(self.path.resolve()):
+    def inside(self, relative: str) -> Path:
+        """A file of this library. Raises SeqLoRAError where the name, or a link, leads out of its folder."""
+        path = self.path / relative
+        if not is_within(path, self.path):
             raise SeqLoRAError(
-                f"Library '{self.path.name}' names a file outside its folder ({relative}); it was tampered with."
+                f"Library '{self.path.name}' names a file outside its folder ({relative}); it was tampered with, {RESTORE}."
             )
         return path
 
     def prior(self) -> Moments | None:
         """G, once it was measured."""
-        path = self.path / PRIOR
-        return _read_moments(path) if self.base and path.exists() else None  # without a base it is what a crash left
+        if not self.base or not self.prior_sha256:
+            return None
+        advice = f"{RESTORE}, or run: seqlora repair"
+        return read_moments(self.inside(PRIOR), self.base.layers, self.prior_sha256, advice, felt=True)
 
     def moments(self, name: str) -> Moments:
-        return _read_moments(self.path / "moments" / f"{self.find(name).id:04d}.safetensors")
+        record = self.find(name)
+        layers = self.base.layers if self.base else {}
+        advice = f"{RESTORE}, or remove concept '{name}'"
+        return read_moments(self.inside(moments_file(record.id)), layers, record.moments_sha256, advice)
 
     def moments_sum(self) -> Moments | None:
         total: Moments | None = None
@@ -239,6 +212,14 @@ class Library:
             moments = self.moments(record.name)
             total = moments if total is None else total + moments
         return total
+
+    def thumbnail(self, name: str) -> bytes:
+        """A small picture of the concept, WebP. Raises SeqLoRAError where there is none."""
+        path = self.inside(thumbnail_file(self.find(name).id))
+        data = bytes(read_bytes(path, MAX_THUMBNAIL))
+        if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+            raise SeqLoRAError(f"{path} is no WebP picture; {RESTORE}.")
+        return data
 
     def check_base(self, layers: Mapping[str, Sequence[int]]) -> None:
         """Raises SeqLoRAError naming the first layer in which a model differs from this library's."""
@@ -258,9 +239,10 @@ class Library:
 
     def with_base(self, base: Base, prior: Moments | None) -> Library:
         """Binds a new library to its model and files the model's own moments."""
-        if prior is not None and self.prior() is None:
-            _write_moments(self.path / PRIOR, prior)
-        return replace(self, base=base)._write() if self.base is None else self
+        bound = self if self.base else replace(self, base=base)
+        if prior is not None and not self.prior_sha256:
+            bound = replace(bound, prior_sha256=write_moments(self.inside(PRIOR), prior))
+        return self if bound is self else bound.save()
 
     def add(
         self,
@@ -272,34 +254,91 @@ class Library:
         request: str = "",
         metrics: Mapping[str, Any] | None = None,
         thumbnail: bytes | None = None,
+        replaces: str | None = None,
     ) -> Library:
-        """Files a taught concept; call inside `writing()`. Returns the library that has it."""
-        name = self.free_name(name)
-        number = max((record.id for record in self.concepts), default=0) + 1
-        file = f"concepts/{number:04d}-{slug(name)}.safetensors"
-        created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        """Files a taught concept as the last one; call inside `writing()`. Returns the library that has it.
+
+        `replaces` names the concept of which this is the new version, taught beside `without(replaces)`. The same write of the
+        manifest that adds the one takes out the other. The new version goes last, since its basis knows of all the others.
+        """
+        others = self if replaces is None else self.without(replaces)
+        name = others.free_name(name)
         ranks = {layer: pair.A.shape[1] for layer, pair in trained.pairs.items()}
-        record = Record(
-            number, name, trigger, class_word, file, "", created, request, ranks, trained.full_layers, settings, metrics or {}
-        )
-        _write_moments(self.path / "moments" / f"{number:04d}.safetensors", trained.moments)
+        if self.base is None or ranks != self.ranks(self.base.layers):
+            raise SeqLoRAError(f"Concept '{name}' has other layers or ranks than library '{self.path.name}'; it was not filed.")
+        number = max((record.id for record in self.concepts), default=0) + 1
+        moments_sha256 = write_moments(self.inside(moments_file(number)), trained.moments)
         if thumbnail:
-            write_bytes(self.path / "thumbnails" / f"{number:04d}.webp", thumbnail)
-        sha256 = write_tensors(self.path / file, to_native(trained.pairs), self._header(record))
-        return replace(self, concepts=(*self.concepts, replace(record, sha256=sha256)))._write()
+            write_bytes(self.inside(thumbnail_file(number)), thumbnail)
+        record = Record(
+            number,
+            name,
+            trigger,
+            class_word,
+            concept_file(number, name),
+            "",
+            moments_sha256,
+            datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            request,
+            list(trained.full_layers),
+            dict(settings),
+            dict(metrics or {}),
+        )
+        record = self._write_concept(record, to_native(trained.pairs))
+        library = replace(self, concepts=(*others.concepts, record)).save()
+        if replaces is not None:
+            self._delete(self.find(replaces))
+        return library
+
+    def without(self, name: str) -> Library:
+        """The same without one concept, as it would be; nothing is written."""
+        gone = self.find(name)
+        return replace(self, concepts=tuple(record for record in self.concepts if record is not gone))
+
+    def remove(self, name: str) -> Library:
+        """Takes a concept out and deletes its files; call inside `writing()`. The others stay as they are, to the bit."""
+        library = self.without(name).save()
+        self._delete(self.find(name))
+        return library
+
+    def rename(self, name: str, new: str) -> Library:
+        """Calls a concept something else; call inside `writing()`.
+
+        Its file is written anew, since the header repeats the manifest; its tensors stay as they are.
+        """
+        record = self.find(name)
+        new = self.without(name).free_name(new)
+        if new == name:
+            return self
+        _, tensors = self._read(record)
+        file = concept_file(record.id, new)
+        if file == record.file:
+            file = concept_file(record.id, f"{new} 2")
+        renamed = self._write_concept(replace(record, name=new, file=file), tensors)
+        library = replace(self, concepts=tuple(renamed if one is record else one for one in self.concepts)).save()
+        _unlink(self.inside(record.file))
+        return library
 
     def free_name(self, name: str) -> str:
-        """The checked name. Raises SeqLoRAError if a concept has it already."""
+        """The checked name. Raises SeqLoRAError if a concept has it already, or one that looks the same."""
         name = checked_name(name, "concept name")
-        if name.casefold() in (known.casefold() for known in self.names):
+        if likeness(name) in map(likeness, self.names):
             raise SeqLoRAError(f"Library '{self.path.name}' has a concept '{name}' already; choose another name.")
         return name
 
-    def _header(self, record: Record) -> dict[str, str]:
+    def _delete(self, record: Record) -> None:
+        """After the manifest was written: what a crash or a refusal leaves here belongs to no concept any more."""
+        files = [record.file] if re.fullmatch(r"concepts/[^/\\]+\.safetensors", record.file) else []
+        for file in (*files, moments_file(record.id), thumbnail_file(record.id)):
+            with suppress(SeqLoRAError):
+                _unlink(self.inside(file))
+
+    def _write_concept(self, record: Record, tensors: Mapping[str, Tensor]) -> Record:
+        """The record with the hash of its file."""
+        alone = replace(self, concepts=(replace(record, sha256=""),))
         family = self.base.family if self.base else "other"
-        rank = str(max(record.ranks.values(), default=0))
-        own = {key: getattr(record, key) for key in ("id", "name", "trigger", "class_word", "created")}
-        return {
+        rank = str(max(self.ranks(self.base.layers if self.base else {}).values(), default=0))
+        header = {
             "modelspec.sai_model_spec": "1.0.0",
             "modelspec.architecture": f"{family}/lora",
             "modelspec.title": record.name,
@@ -310,8 +349,79 @@ class Library:
             "ss_network_dim": rank,
             "ss_network_alpha": rank,
             "ss_output_name": record.name,
-            "seqlora": json.dumps({"format": FORMAT, "library": self.path.name, **own, "settings": dict(record.settings)}),
+            "seqlora": alone.text(indent=None).decode(),
         }
+        return replace(record, sha256=write_tensors(self.inside(record.file), tensors, header))
+
+
+def concept_file(number: int, name: str) -> str:
+    return f"concepts/{number:04d}-{slug(name)}.safetensors"
+
+
+def moments_file(number: int) -> str:
+    return f"moments/{number:04d}.safetensors"
+
+
+def thumbnail_file(number: int) -> str:
+    return f"thumbnails/{number:04d}.webp"
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+class Turn:
+    """The right to write to a library. It is held for the whole of a training: concept t must be orthogonal to 1 .. t-1.
+
+        turn = Turn(library.path)
+        while not turn.comes(within=0.5):
+            ...  # tell that another training is at work; leave if the user cancels
+        with turn as library:
+            ...  # the library as it is now, with what the others taught meanwhile
+
+    The system takes the right away from a process that dies.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = FileLock(str(path / LOCK), thread_local=False)  # a generator may be closed by another thread
+
+    def comes(self, within: float) -> bool:
+        """Waits up to so many seconds; whether it is ours now. Raises SeqLoRAError where there is no folder, or no writing."""
+        if not self.path.is_dir():  # the lock would make one
+            raise SeqLoRAError(f"There is no library at {self.path}; create it first.")
+        if not is_within(self.path / LOCK, self.path):
+            raise SeqLoRAError(f"{self.path / LOCK} leads out of the library's folder; remove it.")
+        try:
+            self._lock.acquire(timeout=within)
+        except Timeout:
+            return False
+        except OSError as error:
+            raise SeqLoRAError(f"Could not write to {self.path} ({error.strerror}); {remedy(error)}.") from error
+        return True
+
+    @contextmanager
+    def soon(self) -> Iterator[None]:
+        """For work that takes no time. Raises SeqLoRAError where a training does not let go within PATIENCE seconds."""
+        if not self.comes(within=PATIENCE):
+            raise SeqLoRAError(
+                f"A training is writing to library '{self.path.name}'; wait until it ends or cancel it, then try again."
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Library:
+        try:
+            return Library.open(self.path)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def request_hash(*parts: Any) -> str:
@@ -319,27 +429,5 @@ def request_hash(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _digest(data: bytes) -> str:
+def _digest(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _write_moments(path: Path, moments: Moments) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name, moment in moments.by_input.items():
-        tensors[f"{name}.sketch"], tensors[f"{name}.diagonal"] = moment.sketch, moment.diagonal
-    about = {"input_of": json.dumps(moments.input_of), "output_energy": json.dumps(moments.output_energy)}
-    write_tensors(path, tensors, about)
-
-
-def _read_moments(path: Path) -> Moments:
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-            input_of = json.loads(about["input_of"])
-            by_input = {
-                name: Moment(file.get_tensor(f"{name}.sketch"), file.get_tensor(f"{name}.diagonal"))
-                for name in dict.fromkeys(input_of.values())
-            }
-            return Moments(by_input, input_of, json.loads(about["output_energy"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SeqLoRAError(f"{path} cannot be read ({error}); restore it from a copy.") from error

@@ -108,17 +108,17 @@ class Batches:
     def __init__(self, examples: Examples, denoiser: Denoiser, batch_size: int, generator: torch.Generator):
         self.examples, self.denoiser, self.size, self.generator = examples, denoiser, batch_size, generator
         self._groups = examples.groups()
-        self._queues: list[list[int]] = [[] for _ in self._groups]
+        self.queues: list[list[int]] = [[] for _ in self._groups]  # of pictures still to come, for each shape
 
     def _pick(self) -> list[int]:
         groups = self._groups
         weights = torch.tensor([len(g) for g in groups], dtype=torch.float)
         which = int(torch.multinomial(weights, 1, generator=self.generator))
-        queue = self._queues[which]
+        queue = self.queues[which]
         while len(queue) < self.size:
             order = torch.randperm(len(groups[which]), generator=self.generator)
             queue += [groups[which][i] for i in order.tolist()]
-        self._queues[which] = queue[self.size :]
+        self.queues[which] = queue[self.size :]
         return queue[: self.size]
 
     def next(self) -> Batch:

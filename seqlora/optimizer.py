@@ -12,7 +12,7 @@ it, and the result retracted: after every step B is orthonormal and orthogonal t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -148,17 +148,20 @@ class BilevelOptimizer:
         start = [stack.A.clone() for stack in self.stacks]
         loss = self._pass(gradients, "lower")
         lower_A = [stack.A.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
-        self._place(start, lower_A, -xi)
-        self._pass(gradients, "upper")
-        direct = [stack.B.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
-        v = [stack.A.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
-        epsilon = 0.01 / math.sqrt(sum(float(x.square().sum()) for x in v) + 1e-24)
-        sides = []
-        for sign in (1, -1):
-            self._place(start, v, sign * epsilon)
-            self._pass(gradients, "lower again")
-            sides.append([stack.B.grad.clone() for stack in self.stacks])  # type: ignore[union-attr]
-        self._place(start, v, 0)
+        try:
+            self._place(start, lower_A, -xi)
+            self._pass(gradients, "upper")
+            direct = [stack.B.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
+            v = [stack.A.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
+            epsilon = 0.01 / math.sqrt(sum(float(x.square().sum()) for x in v) + 1e-24)
+            sides = []
+            for sign in (1, -1):
+                self._place(start, v, sign * epsilon)
+                self._pass(gradients, "lower again")
+                sides.append([stack.B.grad.clone() for stack in self.stacks])  # type: ignore[union-attr]
+        finally:  # also when a pass was interrupted: what is kept then is the state before this step
+            for stack, A in zip(self.stacks, start, strict=True):
+                stack.A.copy_(A)
         for stack, first, plus, minus in zip(self.stacks, direct, *sides, strict=True):
             stack.B.grad.copy_(first - xi * (plus - minus) / (2 * epsilon))  # type: ignore[union-attr]
         self._move_bases()
@@ -168,6 +171,27 @@ class BilevelOptimizer:
     def _place(self, start: list[Tensor], direction: list[Tensor], length: float) -> None:
         for stack, A, d in zip(self.stacks, start, direction, strict=True):
             stack.A.copy_(A + length * d)
+        self._renew()
+
+    def state(self) -> dict[str, Tensor]:
+        """The stacks and what Adam remembers of them, by name; not copies."""
+        tensors = {}
+        for i, stack in enumerate(self.stacks):
+            for level, adam, moved in (("A", self.lower, stack.A), ("B", self.upper, stack.B)):
+                tensors[f"{level}.{i}"] = moved
+                tensors |= {f"{level}.{i}.{key}": value for key, value in adam.state.get(moved, {}).items()}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor], passes: int, turn: int) -> None:
+        self.passes, self.turn = passes, turn
+        for level, adam in (("A", self.lower), ("B", self.upper)):
+            remembered: dict[int, dict[str, Tensor]] = {}
+            for i, stack in enumerate(self.stacks):
+                getattr(stack, level).copy_(tensors[f"{level}.{i}"])
+                start = f"{level}.{i}."
+                remembered[i] = {name.removeprefix(start): t.clone() for name, t in tensors.items() if name.startswith(start)}
+            groups = adam.state_dict()["param_groups"]
+            adam.load_state_dict({"state": {i: held for i, held in remembered.items() if held}, "param_groups": groups})
         self._renew()
 
     def gradient_norm(self) -> float:

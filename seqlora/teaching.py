@@ -6,22 +6,27 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from . import checkpoint as checkpoints
 from . import metrics
 from .adapter import layer_shapes
+from .checkpoint import FOLDER, MINUTES, Checkpoint, State
 from .errors import SeqLoRAError
-from .library import Base, Library, Record, request_hash
+from .library import Base, Library, Record, Turn, request_hash
+from .moments import Moments
 from .names import checked_name
 from .objective import Denoiser, Examples
 from .settings import Settings
-from .trainer import Progress, check_latents, measure_prior, memory_advice, train_concept
+from .trainer import Progress, Steps, check_latents, measure_prior, memory_advice, train_concept
 
 MIN_SIDE = 16  # pixels
 GENERIC_CAPTIONS = (
@@ -82,6 +87,13 @@ class Taught:
     report: Mapping[str, Any]
     reused: bool = False  # the same request had been taught before
 
+    @classmethod
+    def again(cls, library: Library, record: Record) -> Taught:
+        """What is known of a concept that was taught earlier: its losses as `thinned` left them."""
+        figures = dict(record.metrics)
+        losses = figures.pop("losses", [])
+        return cls(library, record, losses, figures | {"reused": True}, reused=True)
+
 
 def prepare_captions(lesson: Lesson) -> tuple[list[str], int]:
     """One caption per picture, each with the trigger in it; also how often it had to be put in front."""
@@ -141,10 +153,20 @@ def thumbnail(picture: Tensor, side: int = 256) -> bytes:
     return buffer.getvalue()
 
 
-def teach(library: Library, lesson: Lesson, settings: Settings, model: Model) -> Generator[Progress, None, Taught]:
-    """Teaches a concept and files it; a request that was taught before is found again instead.
+def teach(
+    library: Library,
+    lesson: Lesson,
+    settings: Settings,
+    model: Model,
+    checkpoint_minutes: float = MINUTES,
+    replace: bool = False,
+) -> Steps[Taught]:
+    """Teaches a concept and files it; a request that was taught before is found again, one that was cancelled goes on.
 
-    Raises SeqLoRAError with nothing written. Closing the generator leaves model and library as they were.
+    Waits while another training writes to the library. Sending "keep" ends the training and files the concept as it is. Closing
+    the generator leaves model and library as they were, and a checkpoint; so does whatever goes wrong after the first step.
+    Checkpoints are also written every `checkpoint_minutes`, unless that is 0. With `replace` a concept of that name is taught
+    anew, beside all the others, and stays until the new version is filed. Raises SeqLoRAError with nothing else written.
     """
     lesson = check_lesson(lesson)
     layers = model.layers(library.targets)
@@ -152,58 +174,145 @@ def teach(library: Library, lesson: Lesson, settings: Settings, model: Model) ->
     library.check_base(shapes)
     asked = (data_hash(lesson), lesson.trigger, lesson.class_word, asdict(settings))
     request = request_hash(*asked, library.rank, library.capacity, model.fingerprint)
-    with library.writing() as library:
+    turn = Turn(library.path)
+    while not turn.comes(within=0.5):
+        yield Progress("waiting for another training", 0, 1)
+    with turn as library:
+        replaces = lesson.name if replace and lesson.name in library.names else None
+        others = library.without(replaces) if replaces else library
+        # Not their files' hashes: those change with a name. What was taught anew has another time.
+        beside = [(record.id, record.created, record.request, record.moments_sha256) for record in others.concepts]
+        binding = request_hash(request, beside, shapes)
+        checkpoint = Checkpoint(library.path / FOLDER / f"{request}.safetensors", binding, checkpoint_minutes)
         for record in library.concepts:
             if record.name == lesson.name and record.request == request:
-                return Taught(library, record, (), dict(record.metrics) | {"reused": True}, reused=True)
-        library.free_name(lesson.name)
+                checkpoint.remove()  # left by a process that died right after it had filed the concept
+                return Taught.again(library, record)
+        others.free_name(lesson.name)
         library.check_base(shapes)
-        began = time.monotonic()
-        captions, added = prepare_captions(lesson)
-        prior = library.prior()
-        needs_prior = settings.interference > 0 or settings.basis_start == "contrastive"
-        with memory_advice(settings):
-            examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(captions))
-            check_latents(examples.latents)
-            if prior is None and needs_prior:
-                uncond, *generic = model.encode_captions(["", *model.generic_captions])
-                prior = yield from measure_prior(model.denoiser, layers, examples.latents[0].shape, generic, uncond)
-        earlier = [library.load(name) for name in library.names]
-        trained = yield from train_concept(
-            model.denoiser,
-            layers,
-            examples,
-            settings,
-            library.ranks(shapes),
-            earlier,
-            prior if needs_prior else None,
-            library.moments_sum() if needs_prior else None,
-        )
-        across, within = metrics.basis_error([*earlier, trained.pairs])
-        report = {
-            "steps": settings.steps,
-            "seconds": round(time.monotonic() - began, 1),
-            "first_loss": _mean(trained.losses[:10]),
-            "last_loss": _mean(trained.losses[-10:]),
-            "captions_given_the_trigger": added,
-            "largest_overlap_entry": across,
-            "largest_orthonormality_error": within,
-            "captured_energy": metrics.captured_energy(trained.pairs, trained.moments),
-            "change_norm": metrics.change_norm(trained.pairs),
-            "full_layers": len(trained.full_layers),
-        }
-        library = library.with_base(Base(dict(model.layout), shapes, model.fingerprint), prior)
-        library = library.add(
-            lesson.name,
-            lesson.trigger,
-            lesson.class_word,
-            trained,
-            asdict(settings),
-            request,
-            report,
-            thumbnail(lesson.pictures[0]),
-        )
-        return Taught(library, library.find(lesson.name), trained.losses, report)
+        note = checkpoint.open()
+        if note:
+            yield Progress("measuring", 0, 1, note=note)
+        elif checkpoint.step is not None:
+            yield Progress("training", checkpoint.step, settings.steps, note=f"Goes on from step {checkpoint.step}.")
+        try:
+            work = _teach(library, replaces, lesson, settings, model, layers, shapes, request, checkpoint, note)
+            return (yield from work)
+        except BaseException as error:
+            checkpoint.save()
+            if isinstance(error, SeqLoRAError) and checkpoint.step is not None:
+                raise SeqLoRAError(f"{str(error).rstrip('.')}; its checkpoint of step {checkpoint.step} stays.") from error
+            raise
+
+
+def _teach(
+    library: Library,
+    replaces: str | None,
+    lesson: Lesson,
+    settings: Settings,
+    model: Model,
+    layers: dict[str, nn.Module],
+    shapes: dict[str, list[int]],
+    request: str,
+    checkpoint: Checkpoint,
+    note: str,
+) -> Steps[Taught]:
+    began, resumed_at = time.monotonic(), checkpoint.step
+    captions, added = prepare_captions(lesson)
+    needs_prior = settings.interference > 0 or settings.basis_start == "contrastive"
+    prior = library.prior()
+    with memory_advice(settings):
+        examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(captions))
+        check_latents(examples.latents)
+        if prior is None and needs_prior:
+            prior = yield from _measured_prior(library, model, layers, examples.latents[0].shape)
+    others = library.without(replaces) if replaces else library
+    earlier = [others.load(name) for name in others.names]
+    trained = yield from train_concept(
+        model.denoiser,
+        layers,
+        examples,
+        settings,
+        library.ranks(shapes),
+        earlier,
+        prior if needs_prior else None,
+        others.moments_sum() if needs_prior else None,
+        checkpoint,
+    )
+    across, within = metrics.basis_error([*earlier, trained.pairs])
+    report: dict[str, Any] = {
+        "steps": trained.steps,
+        "seconds": round(time.monotonic() - began, 1),
+        "first_loss": _mean(trained.losses[:10]),
+        "last_loss": _mean(trained.losses[-10:]),
+        "captions_given_the_trigger": added,
+        "largest_overlap_entry": across,
+        "largest_orthonormality_error": within,
+        "captured_energy": metrics.captured_energy(trained.pairs, trained.moments),
+        "change_norm": metrics.change_norm(trained.pairs),
+        "full_layers": len(trained.full_layers),
+        "precision": str(model.denoiser.dtype).removeprefix("torch."),
+    }
+    if trained.steps < settings.steps:
+        report["ended_early_at"] = trained.steps
+    if note:
+        report["note"] = note
+    if resumed_at is not None:
+        report["resumed_at"] = resumed_at
+    library = library.with_base(Base(dict(model.layout), shapes, model.fingerprint), prior)
+    library = library.add(
+        lesson.name,
+        lesson.trigger,
+        lesson.class_word,
+        trained,
+        asdict(settings),
+        request,
+        report | {"losses": thinned(trained.losses)},
+        thumbnail(lesson.pictures[0]),
+        replaces,
+    )
+    with suppress(OSError):
+        _prior_file(library).unlink()
+    checkpoint.remove()
+    return Taught(library, library.find(lesson.name), trained.losses, report)
+
+
+def _prior_file(library: Library) -> Path:
+    """Where G waits for the first concept to be filed: it belongs to a model, which the library has not got before."""
+    return library.path / FOLDER / "prior.safetensors"
+
+
+def _measured_prior(library: Library, model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]) -> Steps[Moments]:
+    """G, or what a training that was cancelled found it to be."""
+    binding = request_hash(model.fingerprint, layer_shapes(layers), model.generic_captions, list(shape))
+    with suppress(SeqLoRAError):
+        return checkpoints.read(_prior_file(library), binding).moments
+    uncond, *generic = model.encode_captions(["", *model.generic_captions])
+    prior = yield from measure_prior(model.denoiser, layers, shape, generic, uncond)
+    with suppress(SeqLoRAError):  # a disk that is full will tell when it matters
+        checkpoints.write(_prior_file(library), State({}, {}, prior), binding)
+    return prior
+
+
+def about(taught: Taught) -> dict[str, Any]:
+    """What was taught, with the settings that were used, and the figures."""
+    record, library = taught.record, taught.library
+    return {
+        "library": library.path.name,
+        "concept": record.name,
+        "trigger": record.trigger,
+        "class_word": record.class_word,
+        "number": record.id,
+        "file": record.file,
+        "settings": dict(record.settings),
+    } | dict(taught.report)
+
+
+def thinned(losses: Sequence[float], points: int = 200) -> list[float]:
+    """The curve as means of at most so many equal parts."""
+    count = min(len(losses), points)
+    edges = [len(losses) * i // count for i in range(count + 1)] if count else []
+    return [_mean(losses[start:stop]) for start, stop in zip(edges, edges[1:], strict=False)]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .adapter import Concept, Context, Pair, Stack, attached, layer_shapes
 from .basis import contrastive_basis, pca_basis, random_basis
+from .checkpoint import Checkpoint
 from .errors import SeqLoRAError
 from .moments import Moments, Recorder
 from .objective import Batch, Batches, Denoiser, Examples, denoising_loss, expand
@@ -33,6 +34,7 @@ class Progress:
     steps: int
     loss: float = math.nan
     penalty: float = math.nan
+    note: str = ""  # a sentence for the user
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Trained:
     pairs: dict[str, Pair]
     moments: Moments  # C_t
     full_layers: list[str]  # had no room left: trained without the hard complement
+    steps: int = 0  # fewer than were asked for where the training was ended early
     losses: list[float] = field(default_factory=list)
     penalties: list[float] = field(default_factory=list)
 
@@ -49,13 +52,19 @@ class Trained:
 R = TypeVar("R")
 
 
-def finish(steps: Generator[Progress, None, R], tell: Callable[[Progress], None] = lambda progress: None) -> R:
-    """Runs a generator to its end, telling its progress, and returns its result."""
-    while True:
-        try:
-            tell(next(steps))
-        except StopIteration as end:
-            return end.value
+Steps = Generator[Progress, str | None, R]  # takes "keep", which ends a training after the step that was reported last
+
+
+def finish(steps: Steps[R], tell: Callable[[Progress], str | None] = lambda progress: None) -> R:
+    """Runs a generator to its end and returns its result; `tell` sees the progress and may answer "keep"."""
+    answer = None
+    with closing(steps):
+        while True:
+            try:
+                progress = steps.send(answer)
+            except StopIteration as end:
+                return end.value
+            answer = tell(progress)
 
 
 def layer_rank(width: int, cap: int, capacity: int) -> int:
@@ -166,7 +175,10 @@ def memory_advice(settings: Settings) -> Iterator[None]:
     """Says what to lower when the device runs out of memory."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        if not known and not any(words in str(error) for words in ("out of memory", "allocate memory")):
+            raise
         raise SeqLoRAError(
             f"The device ran out of memory; lower batch_size (now {settings.batch_size}), the pictures' size "
             "or the library's rank, or choose fewer targets."
@@ -209,10 +221,12 @@ def train_concept(
     earlier: Sequence[Concept] = (),
     prior: Moments | None = None,
     earlier_moments: Moments | None = None,
-) -> Generator[Progress, None, Trained]:
+    checkpoint: Checkpoint | None = None,
+) -> Steps[Trained]:
     """Teaches one concept; yields progress after every pass and returns the result.
 
-    `earlier` are the library's concepts in order, `earlier_moments` the sum of their moments, `prior` is G. Closing the
+    `earlier` are the library's concepts in order, `earlier_moments` the sum of their moments, `prior` is G. Goes on from the
+    state that `checkpoint` holds, if any, and ends as if it had never stopped. Sending "keep" ends it early. Closing the
     generator at any point leaves the model as it was. Raises SeqLoRAError on values that are not finite, when memory runs out,
     and before any work where a layer is full and `when_full` is "refuse".
     """
@@ -221,12 +235,17 @@ def train_concept(
     constrained, full_layers = constrain(settings, shapes, ranks, earlier)
     rng = torch.Generator().manual_seed(settings.seed)
     batches = Batches(examples, denoiser, settings.batch_size, rng)
-    forwards = -(-MEASURED_SAMPLES // settings.batch_size)
-    with memory_advice(settings):
-        own = yield from measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
-
     others = _everything_else(prior, earlier_moments, len(earlier))
-    bases = {name: start_basis(settings, name, ranks[name], F, own, others, rng) for name, F in constrained.items()}
+    checkpoint = checkpoint or Checkpoint()
+    state, checkpoint.state = checkpoint.state, None
+    if state:
+        own = state.moments
+        bases = {name: torch.zeros(n, ranks[name]) for name, (_, n) in shapes.items()}
+    else:
+        forwards = -(-MEASURED_SAMPLES // settings.batch_size)
+        with memory_advice(settings):
+            own = yield from measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
+        bases = {name: start_basis(settings, name, ranks[name], F, own, others, rng) for name, F in constrained.items()}
     stacks = build_stacks(shapes, bases, denoiser.device, denoiser.dtype)
     free = settings.orthogonality == "free"
     constraints = [None if free else _constraint(stack, constrained) for stack in stacks]
@@ -246,27 +265,56 @@ def train_concept(
         settings.inner_steps,
     )
     result = Trained({}, own, full_layers)
+    checkpoint.follow(own, lambda: optimizer.state() | _recorded(result))
     lower_batch, penalty = batches.next(), torch.zeros(())
+    on: list[int] = []
+    if state:
+        place = state.place
+        optimizer.restore(state.tensors, place["passes"], place["turn"])
+        rng.set_state(torch.frombuffer(bytearray.fromhex(place["rng"]), dtype=torch.uint8))
+        batches.queues, on = place["queues"], place["on"]
+        result.losses, result.penalties = (state.tensors[key].tolist() for key in ("losses", "penalties"))
+        result.steps = place["step"]
+        context.draw(on)
+        state = None
+
+    def place_now() -> dict[str, Any]:
+        """What a pass changes even if it is interrupted; the tensors move only after it."""
+        queues, seen = [list(queue) for queue in batches.queues], rng.get_state().numpy().tobytes().hex()
+        step = min(optimizer.passes, settings.steps)  # a look-ahead may go beyond the last
+        return {
+            "step": step,
+            "passes": optimizer.passes,
+            "turn": optimizer.turn,
+            "on": on,
+            "queues": queues,
+            "rng": seen,
+        }
 
     def gradients(level: str) -> Tensor:
         nonlocal lower_batch, penalty
+        checkpoint.whole = True  # until the last pass of a step is done, its tensors can be had as they were before
         batch = lower_batch if level == "lower again" else batches.next()
         if level == "lower":
             lower_batch = batch
         with torch.enable_grad():
             loss = denoising_loss(denoiser, batch)
+            if not loss.requires_grad:
+                raise SeqLoRAError("This model runs without gradients here, so it cannot be taught; load it in another way.")
             loss.backward()
         for stack in stacks:
             stack.gather()
         parts = [p.add(s, settings.interference) for p, s in zip(penalties, stacks, strict=True)] if penalties else []
         parts += [overlap_penalty(s, f, settings.overlap) for s, f in zip(stacks, overlaps, strict=False)]
         penalty = torch.stack(parts).sum() if parts else penalty
+        checkpoint.whole = False
         return loss.detach()
 
     with memory_advice(settings), attached(layers, stacks, context):
-        for turn in range(settings.steps):
-            if context.count and turn % CONTEXT_STEPS == 0:
-                context.draw(_draw(settings.context, context.count, rng))
+        while optimizer.passes < settings.steps:
+            if context.count and len(result.losses) % CONTEXT_STEPS == 0:
+                on = _draw(settings.context, context.count, rng)
+                context.draw(on)
             loss, also = torch.stack([optimizer.step(gradients), penalty.to(denoiser.device)]).tolist()
             if not math.isfinite(loss):
                 raise SeqLoRAError(
@@ -275,12 +323,17 @@ def train_concept(
                 )
             result.losses.append(loss)
             result.penalties.append(also)
-            yield Progress("training", min(optimizer.passes, settings.steps), settings.steps, loss, also)
-            if optimizer.passes >= settings.steps:
+            place = place_now()
+            note, result.steps = checkpoint.mark(place), place["step"]
+            if (yield Progress("training", result.steps, settings.steps, loss, also, note)) == "keep":
                 break
     result.pairs = {name: pair for stack in stacks for name, pair in stack.pairs().items()}
     result.pairs = {name: orthonormalised(result.pairs[name]) if free else result.pairs[name] for name in layers}
     return result
+
+
+def _recorded(result: Trained) -> dict[str, Tensor]:
+    return {key: torch.tensor(getattr(result, key), dtype=torch.float64) for key in ("losses", "penalties")}
 
 
 def orthonormalised(pair: Pair) -> Pair:

@@ -91,6 +91,7 @@ class HostServer:
         command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes", *self.arguments]
         with self.log.open("w") as log:
             self._process = subprocess.Popen(command, cwd=root, env=ENVIRONMENT | os.environ, stdout=log, stderr=log)
+        self.pid = self._process.pid
         try:
             self._wait_for_boot()
         except BaseException:

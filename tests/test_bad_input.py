@@ -162,7 +162,7 @@ def test_a_wrong_concept_file(library, change, sentence):
 def test_a_concept_file_of_another_hash(library):
     file = library.path / library.find("cat").file
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
-    assert_only_the_cat_is_lost(library, "was changed since it was taught; restore it, or remove concept 'cat'")
+    assert_only_the_cat_is_lost(library, "was changed since it was written; restore it from a copy, or remove concept 'cat'")
 
 
 def assert_only_the_cat_is_lost(library, sentence):

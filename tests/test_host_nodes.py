@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from seqlora.demo.pictures import held_out_emoji
 from tests.hosts import HostServer, error_message, run_in_host
+from tests.prompts import drawing, teaching
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 FAMILIES = ["sd15", "sd3", "flux"]
@@ -59,6 +59,11 @@ def test_training_leaves_the_model_as_it_was(trained, family: str):
 def test_a_cancelled_training_leaves_model_and_library_as_they_were(trained, family: str):
     figures = trained(family)
     assert figures["cancel_stopped"] and figures["cancel_outputs_kept"] and figures["cancel_new_files"] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cancelled_training_goes_on_bit_for_bit(trained, family: str):
+    assert trained(family)["resumed_at"] == 2 and trained(family)["resumed_same"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -150,12 +155,14 @@ def test_images_of_unequal_size_with_alpha_and_captions(edges: dict):
     assert edges["captions"] == [["a", "b"], [], ["a", ""], [], ["a\nb"]]
     report = json.loads(edges["sizes_report"])
     assert edges["sizes_losses"] == 3 and report["captions_given_the_trigger"] == 2
+    assert edges["again_losses"] == 3 and report["settings"]["steps"] == 3 and report["precision"] == "float32"
     assert "nothing was done" in edges["again_text"] and "nothing was done" not in edges["sizes_text"]
 
 
 @pytest.mark.parametrize(
     ("what", "words"),
     [
+        ("no text encoder", ["The clip that is connected holds nothing", "load it from elsewhere"]),
         ("wrong VAE", ["4 channels", "takes 16"]),
         ("caption count", ["2 captions for 4 pictures"]),
         ("taken name", ["a concept 'sizes' already"]),
@@ -165,6 +172,13 @@ def test_images_of_unequal_size_with_alpha_and_captions(edges: dict):
 )
 def test_what_cannot_be_taught_is_refused(edges: dict, what: str, words: list[str]):
     assert all(word in edges["refused"][what] for word in words)
+
+
+def test_memory_that_runs_out_on_the_way_loses_nothing(edges: dict):
+    said, report = edges["full"]
+    assert "lower batch_size (now 2)" in said and said.endswith("; turn on gradient_checkpointing, which needs much less.")
+    assert "its checkpoint of step 1 stays" in said and "\n" not in said
+    assert report["resumed_at"] == 1 and report["steps"] == 3
 
 
 # --- Through the server -------------------------------------------------------------------------------------------------
@@ -208,67 +222,8 @@ def test_the_order_of_inputs_is_frozen(server: HostServer):
         "interference",
         "gradient_checkpointing",
         "when_full",
+        "checkpoint_minutes",
     ]
-
-
-def teaching(library: str, steps: int = 20, concept: str = "first", **changes) -> dict[str, dict]:
-    emoji = held_out_emoji()[0].name
-    return {
-        "model": {"class_type": "SeqLoRA_DemoModel", "inputs": {}},
-        "pictures": {"class_type": "SeqLoRA_DemoPictures", "inputs": {"concept": emoji, "count": 4, "seed": 0}},
-        "library": {
-            "class_type": "SeqLoRA_CreateLibrary",
-            "inputs": {"name": library, "rank": 4, "capacity": 8, "targets": "attention"},
-        },
-        "train": {
-            "class_type": "SeqLoRA_TrainConcept",
-            "inputs": {
-                "model": ["model", 0],
-                "clip": ["model", 1],
-                "vae": ["model", 2],
-                "library": ["library", 0],
-                "images": ["pictures", 0],
-                "captions": ["pictures", 1],
-                "concept_name": concept,
-                "trigger": ["pictures", 2],
-                "class_word": ["pictures", 3],
-                "steps": steps,
-                "batch_size": 4,
-                "learning_rate": 1e-2,
-                "basis_learning_rate": 3e-3,
-                "seed": 0,
-            }
-            | changes,
-        },
-    }
-
-
-def drawing(model: list, prefix: str) -> dict[str, dict]:
-    return {
-        "prompt": {"class_type": "CLIPTextEncode", "inputs": {"text": "a photo of a cat", "clip": ["apply", 1]}},
-        "empty": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["apply", 1]}},
-        "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-        f"sample {prefix}": {
-            "class_type": "KSampler",
-            "inputs": {
-                "model": model,
-                "positive": ["prompt", 0],
-                "negative": ["empty", 0],
-                "latent_image": ["latent", 0],
-                "seed": 1,
-                "steps": 4,
-                "cfg": 3.0,
-                "sampler_name": "euler",
-                "scheduler": "simple",
-                "denoise": 1.0,
-            },
-        },
-        f"decode {prefix}": {"class_type": "VAEDecode", "inputs": {"samples": [f"sample {prefix}", 0], "vae": ["model", 2]}},
-        f"save {prefix}": {
-            "class_type": "SaveImage",
-            "inputs": {"images": [f"decode {prefix}", 0], "filename_prefix": prefix},
-        },
-    }
 
 
 def picture(server: HostServer, output: dict) -> np.ndarray:
@@ -320,7 +275,7 @@ def test_from_pictures_to_a_picture(server: HostServer):
     assert len(json.loads((folder / "library.json").read_text())["concepts"]) == 1  # found again, not taught again
 
 
-def test_a_cancel_through_the_server_keeps_nothing(server: HostServer):
+def test_a_cancel_through_the_server_keeps_the_library_as_it_was(server: HostServer):
     prompt = server.post_prompt(teaching("cancelled", steps=5000))
     manifest = server.models_dir / "seqlora" / "cancelled" / "library.json"
     end = time.monotonic() + 120
@@ -331,7 +286,7 @@ def test_a_cancel_through_the_server_keeps_nothing(server: HostServer):
     entry = server.wait(prompt, 60)
     assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
     assert json.loads(manifest.read_text())["concepts"] == []
-    assert {path.name for path in manifest.parent.iterdir()} <= {"library.json", ".lock"}
+    assert {path.name for path in manifest.parent.iterdir()} <= {"library.json", ".lock", "checkpoints"}
 
 
 def test_what_went_wrong_is_one_sentence(server: HostServer):

@@ -3,6 +3,7 @@ length, with images of unequal size. Argument: an empty folder."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -106,6 +107,23 @@ def out_of_memory() -> str:
         return str(error)
 
 
+def out_of_memory_on_the_way() -> tuple[str, dict]:
+    """At the second step; what is said, and the report of the next run, with gradient_checkpointing."""
+    passes = []
+
+    def full(module, args):
+        passes.append(torch.is_grad_enabled())
+        if sum(passes) == 2:
+            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+
+    handle = models[0].model.diffusion_model.register_forward_pre_hook(full)
+    library = LibraryHandle.of(tiny.new_library(root, "full"))
+    said = refused(library=library, concept_name="new", gradient_checkpointing=False)
+    handle.remove()
+    again = node([torch.stack(tiny.pictures(2))], library=library, concept_name="new", gradient_checkpointing=True)
+    return said, json.loads(again.result[2])
+
+
 def refused(**changes) -> str:
     try:
         node([torch.stack(tiny.pictures(2))], **changes)
@@ -150,11 +168,13 @@ boot.report(
     pictures=[list(picture.shape) for picture in split_pictures([small, torch.zeros(1, 8, 9, 3)])],
     captions=[split_captions(*case) for case in [(["a\nb\n"], 2), (["", " "], 2), (["a", ""], 2), ([], 3), (["a\nb"], 1)]],
     refused={
+        "no text encoder": refused(clip=None, concept_name="new"),
         "wrong VAE": refused(vae=tiny.load("sd15", folder)[2], concept_name="new"),
         "caption count": refused(captions=["a", "b"], concept_name="new"),
         "taken name": refused(seed=1),
         "out of memory": out_of_memory(),
         "wrong model": refused(model=tiny.load("sd3", folder)[0], concept_name="new"),
     },
+    full=out_of_memory_on_the_way(),
     sdxl_size=sdxl_knows_size(),
 )

@@ -96,10 +96,13 @@ def cancel_at(step: int):
 cancelled = library_like(taught.library, "cancelled")
 files_before = sorted(path.name for path in cancelled.path.rglob("*"))
 try:
-    tiny.train(models, cancelled, short.with_(steps=30), checkpointing=True, on_step=cancel_at(5))
+    tiny.train(models, cancelled, short, checkpointing=True, on_step=cancel_at(2))
     stopped = False
 except comfy.model_management.InterruptProcessingException:
     stopped = True
+cancel_outputs_kept = torch.equal(before, tiny.outputs(patcher, load_first=False))
+cancel_new_files = {path.name for path in cancelled.path.rglob("*") if "checkpoints" not in path.parts}
+resumed = tiny.train(models, cancelled, short, checkpointing=True)
 reused = tiny.train(models, taught.library, settings)
 second = tiny.train(models, taught.library, short, name="other")
 
@@ -115,8 +118,10 @@ boot.report(
     checkpointed_blocks=len(host.transformer_blocks(patcher.model.diffusion_model)),
     checkpointing_error=max(float((plain[key] - thrifty[key]).abs().max()) for key in plain),
     cancel_stopped=stopped,
-    cancel_outputs_kept=torch.equal(before, tiny.outputs(patcher, load_first=False)),
-    cancel_new_files=sorted({path.name for path in cancelled.path.rglob("*")} - {*files_before, ".lock"}),
+    cancel_outputs_kept=cancel_outputs_kept,
+    cancel_new_files=sorted(cancel_new_files - {*files_before, ".lock"}),
+    resumed_at=resumed.report.get("resumed_at"),
+    resumed_same=same(thrifty, tensors(resumed.library)),
     hooks_left=hooks_left(patcher),
     in_training=comfy.model_management.in_training,
     reused=reused.reused,
