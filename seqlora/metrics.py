@@ -46,12 +46,15 @@ def _captured(B: Tensor, factor: Tensor, diagonal: Tensor) -> Tensor:
     return seen.mT @ seen + B.mT @ (diagonal[:, None] * B)
 
 
-def crosstalk(concepts: Sequence[Concept], moments: Sequence[Moments]) -> Tensor:
-    """(t, t): ||A_i B_i' X_j||^2 over ||A_j B_j' X_j||^2, each summed over layers; the diagonal is 1."""
+def crosstalk(concepts: Sequence[Concept], moments: Sequence[Moments], prior: Moments | None = None) -> Tensor:
+    """(t, t): ||A_i B_i' X_j||^2 over ||A_j B_j' X_j||^2, each summed over layers; the diagonal is 1.
+
+    With the base model's own moments, in what its output feels of it: tr(Gamma A_i B_i' C_j B_i A_i').
+    """
     energy = torch.zeros(len(concepts), len(concepts), dtype=torch.float64)
     for layer in concepts[0]:
         A, B = (_side_by_side([concept[layer][part] for concept in concepts]) for part in (0, 1))
-        gram = A.mT @ A
+        gram = A.mT @ A if prior is None else _captured(A, *prior.felt[layer].factor())
         for j, seen in enumerate(moments):
             energy[:, j] += (gram * _captured(B, *seen[layer].factor())).sum((1, 2))
     return energy / energy.diagonal()[None, :].clamp(min=1e-30)

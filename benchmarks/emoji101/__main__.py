@@ -83,7 +83,7 @@ def main() -> None:
         tried: dict[str, list] = {}
         for key, index, result in show("tuning", pool.imap_unordered(_tune, grid), len(grid)):
             tried.setdefault(key, []).append((METHODS[key].grid[index], result))
-        tuned = {key: best(METHODS[key], results) for key, results in tried.items()}
+        tuned = {key: best(results) for key, results in tried.items()}
         jobs = [(key, tuned[METHODS[key].tuned_like or key], seed, args.concepts) for seed in range(args.seeds) for key in keys]
         show("runs", pool.imap_unordered(_run, jobs), len(jobs))
 

@@ -13,7 +13,7 @@ from typing import Any
 from seqlora.settings import METHODS as CORE
 from seqlora.settings import Settings, method_settings
 
-STEPS, BATCH_SIZE, RANK = 80, 4, 4
+STEPS, BATCH_SIZE, RANK = 60, 4, 4
 BASE = Settings(steps=STEPS, batch_size=BATCH_SIZE)
 PUBLISHED, PENALISED, OURS, CONTEXTS, CHANGES, BOUNDS = (
     "as published",
@@ -27,8 +27,8 @@ PUBLISHED, PENALISED, OURS, CONTEXTS, CHANGES, BOUNDS = (
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2}, {"learning_rate": 3e-2})
 RATES_AND_STRENGTHS = (
     {"learning_rate": 1e-2, "interference": 3.0},
-    {"learning_rate": 3e-2, "interference": 10.0},
-    {"learning_rate": 5e-2, "interference": 30.0},
+    {"learning_rate": 2e-2, "interference": 5.0},
+    {"learning_rate": 3e-2, "interference": 15.0},
 )
 
 

@@ -124,6 +124,7 @@ def naming(found: Mapping[str, Found], size: int) -> Iterator[str]:
         "named alone",
         "base emoji kept",
         "crosstalk",
+        "crosstalk as the output feels it",
         "forgetting (loss)",
         "size of change",
     ]
@@ -141,6 +142,7 @@ def naming(found: Mapping[str, Found], size: int) -> Iterator[str]:
                 show(method.alone(size, "named")),
                 show(method.prior(size)),
                 show(crosstalk, 4),
+                show(method.each("crosstalk felt"), 4),
                 show(lost, 4),
                 show([value for seed in method.each("change") for value in seed], 2),
             ]

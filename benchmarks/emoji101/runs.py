@@ -22,7 +22,7 @@ from seqlora.objective import Batches
 from seqlora.trainer import finish, measure
 
 from . import measures, subjects
-from .methods import METHODS, RANK, Method
+from .methods import METHODS, RANK
 from .model import load
 from .teaching import TARGETS, Lessons, Run, prior_of, settings_key
 
@@ -105,10 +105,12 @@ class Bench:
         concepts, moments = lessons.concepts, lessons.moments
         count = len(concepts)
         across, within = metrics.basis_error(concepts[:16])
-        table = metrics.crosstalk(concepts, moments)
+        tables = metrics.crosstalk(concepts, moments), metrics.crosstalk(concepts, moments, self.prior)
+        mean, felt = (float((table.sum() - table.trace()) / max(1, count * (count - 1))) for table in tables)
         return {
-            "crosstalk": float((table.sum() - table.trace()) / max(1, count * (count - 1))),
-            "crosstalk table": table[:32, :32].tolist(),
+            "crosstalk": mean,
+            "crosstalk felt": felt,
+            "crosstalk table": tables[0][:32, :32].tolist(),
             "overlap error": across,
             "orthonormality error": within,
             "captured": [metrics.captured_energy(c, m) for c, m in zip(concepts, moments, strict=True)],
@@ -188,11 +190,11 @@ class Bench:
         return found
 
 
-def best(method: Method, results: list[tuple[Mapping[str, float], dict[str, Any]]]) -> Mapping[str, float]:
-    """Of a method's settings, the one whose composed concepts look most like themselves."""
+def best(results: list[tuple[Mapping[str, float], dict[str, Any]]]) -> Mapping[str, float]:
+    """Of a method's settings, the one with which both the composed concepts and what the base model could do are best kept."""
 
     def score(result: dict[str, Any]) -> float:
         (composed,) = result["sizes"].values()
-        return sum(composed["cosine"]) / len(composed["cosine"])
+        return composed["prior"] * sum(composed["cosine"]) / len(composed["cosine"])
 
     return max(results, key=lambda pair: score(pair[1]))[0]
