@@ -295,6 +295,7 @@ def test_a_checkpoint_of_a_finished_concept_goes_away(library):
     library = finish(bird(library, SCHEDULES["joint"])).library
     path.parent.mkdir()
     path.write_bytes(data)
+    (path.parent / f".{path.name}.123.tmp").write_bytes(data[:100])  # while it wrote
     assert finish(bird(library, SCHEDULES["joint"])).reused and not path.parent.exists()
 
 
