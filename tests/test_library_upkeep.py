@@ -19,7 +19,7 @@ from seqlora.teaching import teach
 from seqlora.trainer import Trained, finish
 from seqlora.upkeep import copy, repair
 from seqlora.verification import verify
-from tests.small import QUICK, SmallModel, contents, relist, rewrite, small_lesson
+from tests.small import QUICK, SmallModel, contents, relist, rewrite, small_lesson, small_library
 
 NAMES = ["cat", "dog", "fox"]
 
@@ -175,6 +175,12 @@ def test_teaching_anew_replaces_and_is_found_again(library, model):
     assert finish(teach(library, lesson, QUICK, model, replace=True)).reused
     new = finish(teach(library, small_lesson("owl", 4), QUICK, model, replace=True))  # nothing there to replace
     assert new.library.names == ["dog", "fox", "cat", "owl"]
+
+
+def test_a_new_version_finds_the_room_of_the_old(tmp_path, model):
+    library = small_library(tmp_path / "full", model)  # two concepts fill it
+    taught = finish(teach(library, small_lesson("cat", 9), QUICK, model, replace=True))
+    assert taught.library.names == ["dog", "cat"] and not taught.record.full_layers and verify(library.path) == []
 
 
 def test_a_replacement_that_fails_keeps_the_old(library, monkeypatch):
