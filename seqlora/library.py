@@ -76,6 +76,10 @@ class Library:
                 raise SeqLoRAError(f"Could not make {path} ({error.strerror}); {remedy(error)}.") from error
             with Turn(path).soon():
                 if not (path / MANIFEST).exists():  # still: another process may make the same
+                    if any((path / "concepts").glob("*.safetensors")):
+                        raise SeqLoRAError(
+                            f"{path} has concepts but no {MANIFEST}; {RESTORE}, or rebuild it with: seqlora repair."
+                        )
                     return cls(path, rank, capacity, targets).save()
         library = cls.open(path)
         for what, wanted in (("rank", rank), ("capacity", capacity), ("targets", targets)):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -320,6 +321,24 @@ def test_a_lost_manifest_is_rebuilt_exactly(library, spoil):
     repaired, _ = repair(library.path)
     assert repaired == library and contents(library.path).items() >= before.items()
     assert verify(library.path) == [] and repair(library.path) == (library, [])
+
+
+def test_a_lost_manifest_is_not_written_over(library):
+    (library.path / MANIFEST).unlink()
+    with pytest.raises(
+        SeqLoRAError, match=r"pets has concepts but no library\.json; restore it from a copy, or rebuild it with"
+    ):
+        Library.create(library.path, 4, 8, "attention and mlp")
+    assert repair(library.path)[0] == library
+
+
+def test_an_empty_manifest_takes_in_what_is_there(library, tmp_path):
+    empty = Library.create(tmp_path / "empty", 4, 8, "attention and mlp")
+    shutil.copy(empty.path / MANIFEST, library.path / MANIFEST)
+    assert repair(library.path)[0] == library and verify(library.path) == []
+    other = Library.create(tmp_path / "other", 2, 8, "attention and mlp")
+    shutil.copy(other.path / MANIFEST, library.path / MANIFEST)  # of another rank: a choice, not a loss
+    assert repair(library.path)[0] == replace(other, path=library.path)
 
 
 def test_a_concept_that_was_not_listed_yet_is_taken_in(library, model):
