@@ -10,12 +10,13 @@ ARGS ?=
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test check micro bench-step clean
+.PHONY: help setup demo test check torture micro bench-step clean
 
 help:
 	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
 	@echo "make test        run the tests (tests of the nodes need a ComfyUI, see COMFYUI_PATH in the README)"
 	@echo "make check       lint, formatting and types"
+	@echo "make torture     kill, fill, spoil and race until something breaks (about half an hour; PARTS=\"kill disk\" for some)"
 	@echo "make bench-step  cost of a training step beside plain LoRA"
 	@echo "make micro       train the demo model and its classifier anew (some hours)"
 	@echo "make setup       only the Python environment in .venv"
@@ -32,6 +33,9 @@ check: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy seqlora
+
+torture: $(INSTALLED)
+	. scripts/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m scripts.torture $(PARTS) $(ARGS)
 
 bench-step: $(INSTALLED)
 	. scripts/env.sh && $(PYTHON) -m benchmarks.step_cost

@@ -95,10 +95,11 @@ class Checkpoint:
         self.step, self._saved = self._place["step"], time.monotonic()
 
     def remove(self) -> None:
-        """The training is over."""
+        """The training is over. Also what processes left that died while they wrote: who trains is the library's one writer."""
         if self.path is not None:
             with suppress(OSError):
-                self.path.unlink(missing_ok=True)
+                for gone in (self.path, *self.path.parent.glob(".*.tmp")):
+                    gone.unlink(missing_ok=True)
                 self.path.parent.rmdir()  # if it was the last
 
 

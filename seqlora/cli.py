@@ -38,7 +38,7 @@ def read_pictures(folder: Path, side: int) -> tuple[list[torch.Tensor], list[str
     for path in files:
         try:
             image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # whatever a damaged picture raises
             raise SeqLoRAError(f"{path} cannot be read as a picture ({error}); remove or replace it.") from error
         scale = side / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
@@ -47,7 +47,10 @@ def read_pictures(folder: Path, side: int) -> tuple[list[torch.Tensor], list[str
         cropped = np.asarray(image.crop((left, top, left + width, top + height)))
         pictures.append(torch.from_numpy(cropped.copy()).float() / 255)
     texts = [path.with_suffix(".txt") for path in files]
-    captions = [text.read_text(encoding="utf-8").strip() for text in texts if text.is_file()]
+    try:
+        captions = [text.read_text(encoding="utf-8").strip() for text in texts if text.is_file()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SeqLoRAError(f"A caption in {folder} cannot be read ({error}); save it as UTF-8 text.") from error
     if captions and len(captions) != len(files):
         missing = next(text.name for text in texts if not text.is_file())
         raise SeqLoRAError(f"{folder} has captions for some pictures only ({missing} is missing); write all of them, or none.")
@@ -296,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         args.run(args)
-    except SeqLoRAError as error:
+    except (SeqLoRAError, OSError) as error:
         print(f"seqlora: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

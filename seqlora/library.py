@@ -76,6 +76,10 @@ class Library:
                 raise SeqLoRAError(f"Could not make {path} ({error.strerror}); {remedy(error)}.") from error
             with Turn(path).soon():
                 if not (path / MANIFEST).exists():  # still: another process may make the same
+                    if any((path / "concepts").glob("*.safetensors")):
+                        raise SeqLoRAError(
+                            f"{path} has concepts but no {MANIFEST}; {RESTORE}, or rebuild it with: seqlora repair."
+                        )
                     return cls(path, rank, capacity, targets).save()
         library = cls.open(path)
         for what, wanted in (("rank", rank), ("capacity", capacity), ("targets", targets)):
@@ -267,9 +271,6 @@ class Library:
         if self.base is None or ranks != self.ranks(self.base.layers):
             raise SeqLoRAError(f"Concept '{name}' has other layers or ranks than library '{self.path.name}'; it was not filed.")
         number = max((record.id for record in self.concepts), default=0) + 1
-        moments_sha256 = write_moments(self.inside(moments_file(number)), trained.moments)
-        if thumbnail:
-            write_bytes(self.inside(thumbnail_file(number)), thumbnail)
         record = Record(
             number,
             name,
@@ -277,14 +278,21 @@ class Library:
             class_word,
             concept_file(number, name),
             "",
-            moments_sha256,
+            "",
             datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             request,
             list(trained.full_layers),
             dict(settings),
             dict(metrics or {}),
         )
-        record = self._write_concept(record, to_native(trained.pairs))
+        try:
+            record = replace(record, moments_sha256=write_moments(self.inside(moments_file(number)), trained.moments))
+            if thumbnail:
+                write_bytes(self.inside(thumbnail_file(number)), thumbnail)
+            record = self._write_concept(record, to_native(trained.pairs))
+        except SeqLoRAError:
+            self._delete(record)  # there is no whole concept yet
+            raise
         library = replace(self, concepts=(*others.concepts, record)).save()
         if replaces is not None:
             self._delete(self.find(replaces))

@@ -102,6 +102,7 @@ def parse(data: bytes | bytearray | str) -> dict[str, Any]:
     _check(found["targets"] in TARGETS if isinstance(found["targets"], str) else False, "targets")
     base = _base(found["base"]) if found["base"] is not None else None
     entries = _list(found["concepts"], "concepts")
+    _check(base is not None or not entries, "base")
     concepts = tuple(_record(entry, base) for entry in entries)
     for what in ("id", "name", "file"):
         values = [likeness(str(getattr(record, what))) for record in concepts]

@@ -46,6 +46,10 @@ def _repair(path: Path) -> tuple[Library, list[str]]:
             raise
         listed, before = _unlisted(path), None
         done.append(f"{path / MANIFEST} was rebuilt.")
+    if listed.base is None:  # it holds no concept yet, unless in files that were not listed
+        with suppress(SeqLoRAError):
+            found = _unlisted(path)
+            listed = found if _kind(replace(found, base=None)) == _kind(listed) else listed
     kept: list[tuple[Record, Basis]] = []
     for record in listed.concepts:
         try:

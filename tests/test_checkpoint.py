@@ -278,6 +278,27 @@ def test_another_request_does_not_take_it(library):
     assert "resumed_at" not in taught.report and not any(p.note for p in told) and len(files_in(library)) == 1
 
 
+def test_replacing_a_concept_is_another_training_than_adding_one(library):
+    """The request is the same, but what is taught beside it is not."""
+    stop_at(bird(library, SCHEDULES["joint"]), 4)
+    told = []
+    lesson = small_lesson("dog", 2)
+    taught = finish(teach(library, lesson, SCHEDULES["joint"], SmallModel(), replace=True), told.append)
+    assert "is of another state of the library" in taught.report["note"] and "resumed_at" not in taught.report
+
+
+def test_a_checkpoint_of_a_finished_concept_goes_away(library):
+    """What a process leaves that dies between filing the concept and deleting its checkpoint."""
+    stop_at(bird(library, SCHEDULES["joint"]), 4)
+    (path,) = files_in(library)
+    data = path.read_bytes()
+    library = finish(bird(library, SCHEDULES["joint"])).library
+    path.parent.mkdir()
+    path.write_bytes(data)
+    (path.parent / f".{path.name}.123.tmp").write_bytes(data[:100])  # while it wrote
+    assert finish(bird(library, SCHEDULES["joint"])).reused and not path.parent.exists()
+
+
 # -- what goes wrong
 
 

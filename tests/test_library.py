@@ -114,6 +114,7 @@ def without(manifest, key):
         lambda m: m | {"base": m["base"] | {"layout": {"family": "unet"}}},
         lambda m: m | {"base": m["base"] | {"layout": {"family": "other", "down": 1}}},
         lambda m: m | {"base": 3},
+        lambda m: m | {"base": None},
     ],
 )
 def test_a_damaged_manifest(library, damage):

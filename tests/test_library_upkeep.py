@@ -4,13 +4,15 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from seqlora import library as module
-from seqlora.cli import main
+from seqlora.cli import main, read_pictures
 from seqlora.composition import compose_library
 from seqlora.errors import SeqLoRAError
 from seqlora.library import MANIFEST, Library
@@ -19,7 +21,7 @@ from seqlora.teaching import teach
 from seqlora.trainer import Trained, finish
 from seqlora.upkeep import copy, repair
 from seqlora.verification import verify
-from tests.small import QUICK, SmallModel, contents, relist, rewrite, small_lesson
+from tests.small import QUICK, SmallModel, contents, relist, rewrite, small_lesson, small_library
 
 NAMES = ["cat", "dog", "fox"]
 
@@ -177,6 +179,12 @@ def test_teaching_anew_replaces_and_is_found_again(library, model):
     assert new.library.names == ["dog", "fox", "cat", "owl"]
 
 
+def test_a_new_version_finds_the_room_of_the_old(tmp_path, model):
+    library = small_library(tmp_path / "full", model)  # two concepts fill it
+    taught = finish(teach(library, small_lesson("cat", 9), QUICK, model, replace=True))
+    assert taught.library.names == ["dog", "cat"] and not taught.record.full_layers and verify(library.path) == []
+
+
 def test_a_replacement_that_fails_keeps_the_old(library, monkeypatch):
     trained = Trained(library.load("cat"), library.moments("cat"), [])
 
@@ -315,6 +323,24 @@ def test_a_lost_manifest_is_rebuilt_exactly(library, spoil):
     assert verify(library.path) == [] and repair(library.path) == (library, [])
 
 
+def test_a_lost_manifest_is_not_written_over(library):
+    (library.path / MANIFEST).unlink()
+    with pytest.raises(
+        SeqLoRAError, match=r"pets has concepts but no library\.json; restore it from a copy, or rebuild it with"
+    ):
+        Library.create(library.path, 4, 8, "attention and mlp")
+    assert repair(library.path)[0] == library
+
+
+def test_an_empty_manifest_takes_in_what_is_there(library, tmp_path):
+    empty = Library.create(tmp_path / "empty", 4, 8, "attention and mlp")
+    shutil.copy(empty.path / MANIFEST, library.path / MANIFEST)
+    assert repair(library.path)[0] == library and verify(library.path) == []
+    other = Library.create(tmp_path / "other", 2, 8, "attention and mlp")
+    shutil.copy(other.path / MANIFEST, library.path / MANIFEST)  # of another rank: a choice, not a loss
+    assert repair(library.path)[0] == replace(other, path=library.path)
+
+
 def test_a_concept_that_was_not_listed_yet_is_taken_in(library, model):
     """As after a kill between the concept's file and the manifest."""
     before = (library.path / MANIFEST).read_bytes()
@@ -446,6 +472,22 @@ def test_the_command_line_refuses_unsafe_names(library, tmp_path, capsys, name):
     if not name.startswith("/") and ".." not in name:  # those are folders of the user's own
         assert run(capsys, "copy", library.path, tmp_path / name, "cat")[0] == 1
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "file,data,sentence",
+    [
+        ("a.png", b"\x89PNG\r\n\x1a\n broken", "a.png cannot be read as a picture"),
+        ("a.jpg", b"", "a.jpg cannot be read as a picture"),
+        ("good.txt", b"\xff\xfe\xfa", "A caption in .* cannot be read .*; save it as UTF-8 text"),
+    ],
+)
+def test_pictures_and_captions_that_are_damaged(tmp_path, file, data, sentence):
+    if file == "good.txt":
+        Image.new("RGB", (32, 32)).save(tmp_path / "good.png")
+    (tmp_path / file).write_bytes(data)
+    with pytest.raises(SeqLoRAError, match=sentence):
+        read_pictures(tmp_path, 32)
 
 
 def test_short_work_does_not_wait_for_a_training(library, capsys, monkeypatch):
