@@ -95,6 +95,9 @@ class BilevelOptimizer:
         self.lower = torch.optim.Adam([s.A for s in stacks], lr=rates.coefficients, betas=BETAS, fused=fused)
         self.upper = torch.optim.Adam([s.B for s in stacks], lr=rates.basis, betas=BETAS, fused=fused)
         self.passes = 0
+        self.residual = self.gradient = torch.zeros(
+            ()
+        )  # norms of dL/dA and of the Riemannian gradient, at the last pass of each
         self.turn = 0  # place in the lower, lower, ..., upper round of the alternating schedules
 
     @torch.no_grad()
@@ -109,6 +112,7 @@ class BilevelOptimizer:
             return self._look_ahead(gradients)
         loss = self._pass(gradients, "lower")
         if self.schedule == "joint" or not moves_basis:
+            self.residual = _norm([stack.A.grad for stack in self.stacks])
             self.lower.step()
         if moves_basis:
             self._move_bases()
@@ -129,6 +133,7 @@ class BilevelOptimizer:
         for stack, constraint in zip(self.stacks, self.constraints, strict=True):
             if constraint is not None:
                 stack.B.grad.copy_(tangent(stack.B.grad, stack.B, constraint.earlier))  # type: ignore[arg-type,union-attr]
+        self.gradient = _norm([stack.B.grad for stack in self.stacks])
         before = [stack.B.clone() for stack in self.stacks]
         self.upper.step()
         for stack, constraint, start in zip(self.stacks, self.constraints, before, strict=True):
@@ -194,10 +199,6 @@ class BilevelOptimizer:
             adam.load_state_dict({"state": {i: held for i, held in remembered.items() if held}, "param_groups": groups})
         self._renew()
 
-    def gradient_norm(self) -> float:
-        """Norm of the Riemannian gradient of B at the last pass: zero at a stationary point of the upper level."""
-        total = 0.0
-        for stack, constraint in zip(self.stacks, self.constraints, strict=True):
-            gradient = stack.B.grad if constraint is None else tangent(stack.B.grad, stack.B, constraint.earlier)  # type: ignore[arg-type]
-            total += float(gradient.square().sum())  # type: ignore[union-attr]
-        return math.sqrt(total)
+
+def _norm(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.stack([tensor.square().sum() for tensor in tensors if tensor is not None]).sum().sqrt()

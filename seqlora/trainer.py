@@ -24,6 +24,7 @@ from .settings import Settings
 MEASURED_SAMPLES = 48  # noised pictures behind a concept's moments
 FELT_EVERY = 2  # sampling steps between two probes of what the output feels
 CONTEXT_LIMIT = 16  # most earlier concepts on at a time, so that a step's cost does not grow with the library
+RECORDED = ("losses", "penalties", "residuals", "gradients")  # of a `Trained`, one value a step
 CONTEXT_STEPS = 4  # steps between draws
 
 
@@ -47,6 +48,8 @@ class Trained:
     steps: int = 0  # fewer than were asked for where the training was ended early
     losses: list[float] = field(default_factory=list)
     penalties: list[float] = field(default_factory=list)
+    residuals: list[float] = field(default_factory=list)  # of the lower level: norm of dL/dA
+    gradients: list[float] = field(default_factory=list)  # of the upper level: norm of the Riemannian gradient
 
 
 R = TypeVar("R")
@@ -273,7 +276,8 @@ def train_concept(
         optimizer.restore(state.tensors, place["passes"], place["turn"])
         rng.set_state(torch.frombuffer(bytearray.fromhex(place["rng"]), dtype=torch.uint8))
         batches.queues, on = place["queues"], place["on"]
-        result.losses, result.penalties = (state.tensors[key].tolist() for key in ("losses", "penalties"))
+        for name in RECORDED:
+            setattr(result, name, state.tensors[name].tolist())
         result.steps = place["step"]
         context.draw(on)
         state = None
@@ -315,14 +319,16 @@ def train_concept(
             if context.count and len(result.losses) % CONTEXT_STEPS == 0:
                 on = _draw(settings.context, context.count, rng)
                 context.draw(on)
-            loss, also = torch.stack([optimizer.step(gradients), penalty.to(denoiser.device)]).tolist()
+            loss = optimizer.step(gradients)
+            figures = torch.stack([f.to(denoiser.device) for f in (loss, penalty, optimizer.residual, optimizer.gradient)])
+            loss, also, residual, gradient = figures.tolist()
             if not math.isfinite(loss):
                 raise SeqLoRAError(
                     f"The loss was no longer a number at step {optimizer.passes}; lower learning_rate "
                     f"(now {settings.learning_rate:g}) or check the pictures."
                 )
-            result.losses.append(loss)
-            result.penalties.append(also)
+            for name, value in zip(RECORDED, (loss, also, residual, gradient), strict=True):
+                getattr(result, name).append(value)
             place = place_now()
             note, result.steps = checkpoint.mark(place), place["step"]
             if (yield Progress("training", result.steps, settings.steps, loss, also, note)) == "keep":
@@ -333,7 +339,7 @@ def train_concept(
 
 
 def _recorded(result: Trained) -> dict[str, Tensor]:
-    return {key: torch.tensor(getattr(result, key), dtype=torch.float64) for key in ("losses", "penalties")}
+    return {key: torch.tensor(getattr(result, key), dtype=torch.float64) for key in RECORDED}
 
 
 def orthonormalised(pair: Pair) -> Pair:
