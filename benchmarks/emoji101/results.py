@@ -303,6 +303,23 @@ def bound(found: Mapping[str, Found]) -> Iterator[str]:
     yield from table(head, rows)
 
 
+def convergence(found: Mapping[str, Found], parts: int = 6) -> Iterator[str]:
+    """Means over all concepts of one part of the training after another; single steps are noise."""
+    rows = []
+    for what, title in (
+        ("losses", "upper and lower level: loss"),
+        ("penalties", "of it the penalty"),
+        ("residuals", "lower level: norm of dL/dA"),
+        ("gradients", "upper level: norm of the Riemannian gradient of B"),
+    ):
+        curves = [curve for seed in found[DEFAULT].seeds for curve in seed.get("curves", {}).get(what, [])]
+        if not curves:
+            continue
+        size = len(curves[0]) // parts
+        rows.append([title, *[show([v for c in curves for v in c[i * size : (i + 1) * size]], 4) for i in range(parts)]])
+    yield from table(["", *[f"part {i + 1} of {parts}" for i in range(parts)]], rows)
+
+
 def machine() -> str:
     cpu = platform.processor() or platform.machine()
     try:
@@ -343,6 +360,7 @@ def page(found: Mapping[str, Found], architecture: str) -> str:
         "together": "\n".join(together(found)),
         "cost": "\n".join(cost(found)),
         "bound": "\n".join(bound(found)),
+        "convergence": "\n".join(convergence(found)),
         "runs": "\n".join(
             table(
                 ["method", "seeds", "concepts"],

@@ -19,7 +19,7 @@ from seqlora.composition import compose
 from seqlora.files import write_bytes
 from seqlora.moments import Moments
 from seqlora.objective import Batches
-from seqlora.trainer import finish, measure
+from seqlora.trainer import RECORDED, finish, measure
 
 from . import measures, subjects
 from .methods import METHODS, RANK
@@ -119,7 +119,7 @@ class Bench:
             "subsets": self.subsets(lessons, seed),
             "pairs": self.pairs(lessons, seed),
             "bytes": sum(p.A.numel() * 4 + p.B.numel() * 4 for p in concepts[0].values()),
-            "losses": [about["losses"][:: max(1, len(about["losses"]) // 40)] for about in lessons.about[:4]],
+            "curves": {name: [about[name] for about in lessons.about[:16] if name in about] for name in RECORDED},
         }
 
     def strip(self, lessons: Lessons) -> Image.Image:

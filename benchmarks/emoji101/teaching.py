@@ -19,7 +19,17 @@ from seqlora.library import request_hash
 from seqlora.moments import Moments
 from seqlora.objective import Batches, Examples
 from seqlora.settings import Settings
-from seqlora.trainer import MEASURED_SAMPLES, Progress, Trained, finish, layer_rank, measure, measure_prior, train_concept
+from seqlora.trainer import (
+    MEASURED_SAMPLES,
+    RECORDED,
+    Progress,
+    Trained,
+    finish,
+    layer_rank,
+    measure,
+    measure_prior,
+    train_concept,
+)
 
 from . import subjects
 
@@ -122,8 +132,7 @@ def timed(run: Generator[Progress, None, Trained]) -> tuple[Trained, dict]:
 
     trained = finish(run, tell)
     return trained, {
-        "losses": trained.losses,
-        "penalties": trained.penalties,
+        **{name: getattr(trained, name) for name in RECORDED},
         "full_layers": len(trained.full_layers),
         "step_seconds": sorted(seconds)[len(seconds) // 2],
     }
