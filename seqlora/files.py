@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
@@ -187,7 +188,10 @@ def parse_json(data: bytes | bytearray | str) -> Any:
     if sum(text.count(mark) for mark in ",[{") > MAX_VALUES:
         raise ValueError("too many values")
     try:
-        return json.loads(text, parse_int=_integer, parse_float=_fraction)
+        found = json.loads(text, parse_int=_integer, parse_float=_fraction)
+        if re.search(r"\\u[dD]", text):  # perhaps half a character, which nothing can print or write again
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

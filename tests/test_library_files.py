@@ -92,11 +92,13 @@ def test_a_header_that_lies_is_refused(tmp_path, data):
             read()
 
 
-@pytest.mark.parametrize("text", ["9" * 20, "0." + "9" * 40, "[" * 2000, "[" + "0," * 600_000 + "0]", "{", "", "\ufeff1"])
+@pytest.mark.parametrize(
+    "text", ["9" * 20, "0." + "9" * 40, "[" * 2000, "[" + "0," * 600_000 + "0]", "{", "", "\ufeff1", '["\\ud800"]']
+)
 def test_json_that_is_bounded(text):
     with pytest.raises(ValueError):
         files.parse_json(text)
-    assert files.parse_json('{"a": [1, -2.5e3, null, "x"]}') == {"a": [1, -2500.0, None, "x"]}
+    assert files.parse_json('{"a": [1, -2.5e3, null, "\\ud83d\\ude00"]}') == {"a": [1, -2500.0, None, "\U0001f600"]}
 
 
 def test_a_file_that_is_too_large_or_another_is_refused(tmp_path):

@@ -32,7 +32,7 @@ def file_concept(path: Path, replaces: str | None) -> str:
     with Library.open(path).writing() as library:
         trained = Trained(library.load("dog"), library.moments("dog"), [])
         try:
-            library.add(replaces or "bird", "zyx", "thing", trained, {}, thumbnail=b"x" * 3000, replaces=replaces)
+            library.add(replaces or "bird", "zyx", "thing", trained, {}, thumbnail=library.thumbnail("dog"), replaces=replaces)
         except SeqLoRAError as error:
             return str(error)
     return "filed"
