@@ -179,6 +179,8 @@ class Recorder:
         self._energy[name] = self._energy[name] + energy if name in self._energy else energy
 
     def _feel(self, name: str, output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # the first of two runs under gradient checkpointing
+            return output
         watched = output + output.new_zeros(()).requires_grad_()  # no weight of a frozen model asks for a gradient
         watched.register_hook(lambda g: self._felt.add(name, g.reshape(-1, g.shape[-1]).float()))
         return watched
