@@ -78,7 +78,7 @@ class TrainConcept(io.ComfyNode):
                     max=1.0,
                     step=1e-6,
                     round=False,
-                    tooltip="Learning rate of the coefficients. 1e-4 to 3e-4 suits most models; the demo model wants 1e-2.",
+                    tooltip="Learning rate of the coefficients. 1e-4 to 3e-4 suits most models; the demo model wants 2e-2.",
                 ),
                 io.Float.Input(
                     "basis_learning_rate",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import SeqLoRAError
-from .files import read_tensors, write_tensors
+from .files import parse_json, read_tensors, write_tensors
 from .moments import Moment, Moments
 
 FORMAT = 1
@@ -119,7 +119,15 @@ def read(path: Path, binding: str) -> State:
     text = metadata.get("seqlora", "")
     if metadata.get("digest") != _digest(text, tensors):
         raise SeqLoRAError(f"{path} is damaged; {ANEW}.")
-    about = json.loads(text)  # as it was written: the digest says so
+    try:
+        return _parsed(path, parse_json(text), binding, tensors)
+    except SeqLoRAError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a digest can be forged
+        raise SeqLoRAError(f"{path} is damaged ({error}); {ANEW}.") from error
+
+
+def _parsed(path: Path, about: dict[str, Any], binding: str, tensors: dict[str, Tensor]) -> State:
     if about["format"] != FORMAT:
         raise SeqLoRAError(f"{path} was written by another version; {ANEW}.")
     if about["binding"] != binding:

@@ -191,10 +191,10 @@ class Bench:
 
 
 def best(results: list[tuple[Mapping[str, float], dict[str, Any]]]) -> Mapping[str, float]:
-    """Of a method's settings, the one with which both the composed concepts and what the base model could do are best kept."""
+    """Of a method's settings, the one whose composed concepts look most like themselves."""
 
     def score(result: dict[str, Any]) -> float:
         (composed,) = result["sizes"].values()
-        return composed["prior"] * sum(composed["cosine"]) / len(composed["cosine"])
+        return sum(composed["cosine"]) / len(composed["cosine"])
 
     return max(results, key=lambda pair: score(pair[1]))[0]

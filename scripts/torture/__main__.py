@@ -9,9 +9,17 @@ import argparse
 import sys
 import time
 
-from scripts.torture import cancel_host, disk, kill, mutations, paths, writers
+from scripts.torture import cancel_host, disk, kill, mutations, opening, paths, writers
 
-PARTS = {"kill": kill, "mutations": mutations, "disk": disk, "writers": writers, "paths": paths, "cancel": cancel_host}
+PARTS = {
+    "kill": kill,
+    "mutations": mutations,
+    "disk": disk,
+    "writers": writers,
+    "paths": paths,
+    "opening": opening,
+    "cancel": cancel_host,
+}
 
 
 def main() -> int:
