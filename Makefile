@@ -10,13 +10,14 @@ ARGS ?=
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test check torture micro bench-step clean
+.PHONY: help setup demo test check torture micro bench-emoji bench-step clean
 
 help:
 	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
 	@echo "make test        run the tests (tests of the nodes need a ComfyUI, see COMFYUI_PATH in the README)"
 	@echo "make check       lint, formatting and types"
 	@echo "make torture     kill, fill, spoil and race until something breaks (about half an hour; PARTS=\"kill disk\" for some)"
+	@echo "make bench-emoji Emoji-101: SeqLoRA beside its baselines (many hours; goes on where it was stopped)"
 	@echo "make bench-step  cost of a training step beside plain LoRA"
 	@echo "make micro       train the demo model and its classifier anew (some hours)"
 	@echo "make setup       only the Python environment in .venv"
@@ -36,6 +37,10 @@ check: $(INSTALLED)
 
 torture: $(INSTALLED)
 	. scripts/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m scripts.torture $(PARTS) $(ARGS)
+
+bench-emoji: $(INSTALLED)
+	. scripts/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.emoji101 $(ARGS)
+	$(PYTHON) -m benchmarks.emoji101.results
 
 bench-step: $(INSTALLED)
 	. scripts/env.sh && $(PYTHON) -m benchmarks.step_cost

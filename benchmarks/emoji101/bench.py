@@ -9,14 +9,11 @@ docs/results.md from what is there.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterable
 from multiprocessing import get_context
 from pathlib import Path
-
-from seqlora.files import write_bytes
 
 from .methods import BOUNDED, METHODS
 from .runs import TUNING, Bench, best
@@ -45,7 +42,7 @@ def _run(job: tuple[str, dict, int, int]) -> str:
     _bench.result(run, count)
     if key in BOUNDED:
         _bench.bound(run, count)
-    write_bytes(_bench.index(key, seed, count), json.dumps({"folder": str(run.folder), "tuned": tuned}).encode())
+    _bench.note(key, run, tuned, count)
     return f"{key}, seed {seed}"
 
 

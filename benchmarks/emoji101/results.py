@@ -82,7 +82,7 @@ def read(out: Path, architecture: str) -> dict[str, Found]:
             count, path = longest[seed]
             note = json.loads(path.read_text())
             method = found.setdefault(key, Found(key, note["tuned"]))
-            folder = Path(note["folder"])
+            folder = out / note["folder"]
             method.seeds.append(json.loads((folder / f"measures-{count}.json").read_text()))
             method.folders.append(folder)
     return found
@@ -334,13 +334,14 @@ def commit() -> str:
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def page(found: Mapping[str, Found], architecture: str) -> str:
+def page(found: Mapping[str, Found], architecture: str, pictures: Path) -> str:
+    """The page's text; writes its pictures into the folder."""
     from .figures import draw_figures
 
     sizes = sizes_of(found)
     counted = {key: (len(f.seeds), max(n for n in sizes if f.at(n, "cosine"))) for key, f in found.items()}
     seeds = max(count for count, _ in counted.values())
-    pictures = draw_figures(found, ROOT / "docs" / "pictures", architecture)
+    drawn = draw_figures(found, pictures, architecture)
     common = max((n for n in sizes if n <= 32), default=sizes[0])
     text = (Path(__file__).parent / "results.md").read_text(encoding="utf-8")
     parts = {
@@ -351,7 +352,7 @@ def page(found: Mapping[str, Found], architecture: str) -> str:
         "rank": str(RANK),
         "seeds": str(seeds),
         "common": str(common),
-        "pictures": "\n\n".join(pictures),
+        "pictures": "\n\n".join(drawn),
         "bars": "\n".join(bars(found)),
         "identity": "\n".join(identity(found)),
         "naming": "\n".join(naming(found, common)),
@@ -382,7 +383,7 @@ def main() -> None:
     if DEFAULT not in found:
         parser.error(f"there is no finished run of {DEFAULT} under {args.out}; run: python -m benchmarks.emoji101")
     path = ROOT / "docs" / "results.md"
-    path.write_text(page(found, args.architecture), encoding="utf-8")
+    path.write_text(page(found, args.architecture, ROOT / "docs" / "pictures"), encoding="utf-8")
     print(path.relative_to(ROOT))
 
 

@@ -162,9 +162,11 @@ class Bench:
         pictures = measures.draw(self.model, everything, [subjects.pair_prompt(emoji[a], emoji[b]) for a, b in chosen], 2)
         return measures.judge_pairs(pictures, chosen, subjects.references(emoji))
 
-    def index(self, key: str, seed: int, count: int) -> Path:
-        """Where a run's folder is noted, for the results page."""
-        return self.out / self.architecture / f"{key}-{seed}-{count}.json"
+    def note(self, key: str, run: Run, tuned: Mapping[str, float], count: int) -> None:
+        """Notes a finished run for the results page."""
+        path = self.out / self.architecture / f"{key}-{run.seed}-{count}.json"
+        folder = str(run.folder.relative_to(self.out))
+        write_bytes(path, json.dumps({"folder": folder, "tuned": dict(tuned)}).encode())
 
     def bound(self, run: Run, count: int, delta: float = 0.05) -> list[dict[str, float]]:
         """The forgetting bound against what unseen pictures of a few concepts meet, with all the others on."""
