@@ -91,6 +91,7 @@ METHODS: dict[str, Method] = {
         "frozen contrastive, cumulative", CONTEXTS, "frozen", "frozen contrastive", context="cumulative"
     ),
     "energy": Method("penalty by each layer's own energy", CHANGES, changes={"weighting": "energy"}),
+    "roomy": Method("exact, half of the width used", CHANGES, tuned_like="seqlora", capacity=64),
     "together": Method("one LoRA for all", BOUNDS, "lora", grid=RATES, together=True),
 }
 assert all(method.core in CORE for method in METHODS.values())
