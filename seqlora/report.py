@@ -34,7 +34,7 @@ def library_report(
             {
                 "name": name,
                 "strength": strength,
-                "rank": max(record.ranks.values(), default=0),
+                "rank": max((A.shape[1] for A, _ in concepts[j].values()), default=0),
                 "captured_energy": metrics.captured_energy(concepts[j], moments[j]),
                 **_disturbed(concepts, j, moments[j], delta, constant),
                 "prior_disturbance": _on_prior(concepts[j], prior) if prior else None,
