@@ -203,7 +203,7 @@ def interference_of(stack: Stack, others: Moments, prior: Moments, weighting: st
     seen = [others[name].factor() for name in stack.names]
     if weighting == "sensitivity":
         felt = [prior.felt[name].factor() for name in stack.names]
-        mean = sum(prior.sensitivity(name) for name in prior.felt) / len(prior.felt)
+        mean = math.fsum(prior.sensitivity(name) for name in prior.felt) / len(prior.felt)  # in whatever order a file has them
         weight = torch.full((len(stack.names),), 1 / max(mean, 1e-30))
     else:
         felt = [(torch.zeros(stack.A.shape[1], 0), torch.ones(stack.A.shape[1])) for _ in stack.names]

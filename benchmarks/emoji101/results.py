@@ -24,6 +24,7 @@ from .runs import SIZES
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = "seqlora"
+PLUS_MINUS = "\u00b1"
 
 
 @dataclass
@@ -67,7 +68,7 @@ def show(values: Sequence[float], digits: int = 3) -> str:
     if not values:
         return ""
     mean, error = mean_and_error(values)
-    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if error == error else "")
+    return f"{mean:.{digits}f}" + (f" {PLUS_MINUS} {error:.{digits}f}" if error == error else "")
 
 
 def read(out: Path, architecture: str) -> dict[str, Found]:
@@ -244,7 +245,7 @@ def bars(found: Mapping[str, Found]) -> Iterator[str]:
             who = "as published" if published else "given our penalty and basis"
             bar(
                 f"above every baseline {who}, {size} concepts, intervals apart",
-                f"{mean:.3f} ± {error:.3f} against {theirs:.3f} ± {their_error:.3f} ({METHODS[best].title})",
+                f"{show(ours.at(size, 'cosine'))} against {show(found[best].at(size, 'cosine'))} ({METHODS[best].title})",
                 mean - error > theirs + their_error,
             )
     crosstalk = {key: statistics.fmean(f.each("crosstalk")) for key, f in found.items() if f.each("crosstalk")}
