@@ -53,6 +53,11 @@ class Found:
         pairs = zip(self.at(size, "loss"), self.alone(size, "loss"), strict=True)
         return [[after - before for after, before in zip(a, b, strict=True)] for a, b in pairs]
 
+    def kept_in(self, size: int) -> float | None:
+        """Identity of concepts beside random others, as a share of what the same reach alone."""
+        pairs = [pair for seed in self.each("subset pairs") for pair in seed.get(str(size), [])]
+        return sum(beside for beside, _ in pairs) / sum(alone for _, alone in pairs) if pairs else None
+
     def each(self, what: str) -> list[Any]:
         return [seed[what] for seed in self.seeds if what in seed]
 
@@ -183,7 +188,7 @@ def by_time(found: Mapping[str, Found], size: int) -> Iterator[str]:
 def together(found: Mapping[str, Found]) -> Iterator[str]:
     rows = []
     for key, method in found.items():
-        subsets = [show([value for seed in method.each("subsets") for value in seed.get(size, [])]) for size in ("4", "16")]
+        subsets = ["" if kept is None else f"{kept:.1%}" for kept in (method.kept_in(4), method.kept_in(16))]
         pairs = method.each("pairs")
         if not pairs:
             continue
@@ -254,11 +259,10 @@ def bars(found: Mapping[str, Found]) -> Iterator[str]:
         bar("crosstalk at most 1/5 of independent LoRA's", f"{share:.2f} of it", share <= 0.2)
         below = crosstalk[DEFAULT] < crosstalk["oa"]
         bar("crosstalk below Orthogonal Adaptation's", f"{crosstalk[DEFAULT]:.4f} against {crosstalk['oa']:.4f}", below)
-    for size, name in ((4, "4"), (16, "16")):
-        values = [value for seed in ours.each("subsets") for value in seed.get(name, [])]
-        if values:
-            kept = statistics.fmean(values)
-            bar(f"kept in 20 random subsets of {size} >= 97 %", f"{kept:.1%}", kept >= 0.97)
+    for size in (4, 16):
+        kept = ours.kept_in(size)
+        what = f"kept in 20 random subsets of {size} >= 97 %"
+        bar(what, "", None) if kept is None else bar(what, f"{kept:.1%}", kept >= 0.97)
     values = ours.at(64, "cosine")
     if values:
         kept = statistics.fmean(values) / statistics.fmean(ours.alone(64, "cosine"))

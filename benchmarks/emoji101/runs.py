@@ -116,7 +116,7 @@ class Bench:
             "captured": [metrics.captured_energy(c, m) for c, m in zip(concepts, moments, strict=True)],
             "change": [metrics.change_norm(c) for c in concepts],
             "residual": [[r.basis, r.disturbance] for r in residual_interference(concepts[:16], moments[:16])],
-            "subsets": self.subsets(lessons, seed),
+            "subset pairs": self.subsets(lessons, seed),
             "pairs": self.pairs(lessons, seed),
             "bytes": sum(p.A.numel() * 4 + p.B.numel() * 4 for p in concepts[0].values()),
             "curves": {name: [about[name] for about in lessons.about[:16] if name in about] for name in RECORDED},
@@ -131,11 +131,11 @@ class Bench:
         grid = torch.cat([torch.cat(list(row), 2) for row in (real, drawn)], 1)
         return Image.fromarray(((grid + 1) * 127.5).clamp(0, 255).byte().movedim(0, -1).numpy())
 
-    def subsets(self, lessons: Lessons, seed: int) -> dict[str, list[float]]:
-        """Cosine of a concept drawn beside random others, as a share of what it reaches alone."""
+    def subsets(self, lessons: Lessons, seed: int) -> dict[str, list[list[float]]]:
+        """Pairs of cosines: a concept drawn beside random others, and alone."""
         pick, count = random.Random(seed), len(lessons.concepts)
         among = subjects.references(lessons.emoji[:count])
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[list[float]]] = {}
         for size in (4, 16):
             if size > count:
                 continue
@@ -144,11 +144,11 @@ class Bench:
                 i = chosen[0]
                 prompt = [subjects.prompt(lessons.emoji[i])]
                 composed = compose([(lessons.concepts[j], 1.0) for j in chosen])
-                shares = [
+                pair = [
                     measures.judge(measures.draw(self.model, on, prompt), [lessons.emoji[i]], among, [i])["cosine"][0]
                     for on in (composed, lessons.concepts[i])
                 ]
-                found.setdefault(str(size), []).append(shares[0] / max(shares[1], 1e-3))
+                found.setdefault(str(size), []).append(pair)
         return found
 
     def pairs(self, lessons: Lessons, seed: int) -> dict[str, float]:
