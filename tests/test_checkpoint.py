@@ -459,7 +459,8 @@ class CommandLine:
         self.log = log
         with log.open("wb") as err, log.with_suffix(".json").open("wb") as out:
             root = Path(__file__).resolve().parents[1]
-            self.process = subprocess.Popen(command, cwd=root, stdout=out, stderr=err)
+            threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the bits of a sum depend on how many share it
+            self.process = subprocess.Popen(command, cwd=root, stdout=out, stderr=err, env={**os.environ, **threads})
 
     def __enter__(self):
         return self
