@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .adapter import Concept
 from .errors import SeqLoRAError
-from .metrics import _captured
+from .metrics import captured
 from .moments import Moments
 from .objective import Batch, Denoiser
 
@@ -51,7 +51,7 @@ class Check(NamedTuple):
 def disturbance(concepts: Sequence[Concept], j: int, moments: Moments, layer: str) -> Disturbance:
     """What all concepts but number j do to it on one layer. `moments` are those of concept j; zeros where j is alone."""
     triangle, B = _others(concepts, j, layer)
-    sigma = triangle @ _captured(B, *moments[layer].factor()) @ triangle.mT
+    sigma = triangle @ captured(B, *moments[layer].factor()) @ triangle.mT
     values = torch.linalg.eigvalsh((sigma + sigma.mT) / 2).clamp(min=0)
     return Disturbance(float(values.sum()), float(values.norm()), float(values[-1:].sum()))
 
@@ -68,7 +68,7 @@ def _others(concepts: Sequence[Concept], j: int, layer: str) -> tuple[Tensor, Te
 def change_energy(concept: Concept, moments: Moments, layer: str) -> float:
     """E|A B' x|^2 of one concept on the inputs that `moments` describe."""
     A, B = (matrix.double() for matrix in concept[layer])
-    return float((A.mT @ A * _captured(B, *moments[layer].factor())).sum())
+    return float((A.mT @ A * captured(B, *moments[layer].factor())).sum())
 
 
 def check_probability(delta: float, constant: float) -> None:
@@ -106,10 +106,10 @@ def _residual(concepts: Sequence[Concept], j: int, moments: Moments) -> Residual
     taken = inputs = disturbed = outputs = 0.0
     for layer in concepts[j]:
         triangle, B = _others(concepts, j, layer)
-        captured = _captured(B, *moments[layer].factor())
-        taken += float(captured.trace())
+        inside = captured(B, *moments[layer].factor())
+        taken += float(inside.trace())
         inputs += float(moments[layer].diagonal.double().sum())
-        disturbed += float((triangle.mT @ triangle * captured).sum())
+        disturbed += float((triangle.mT @ triangle * inside).sum())
         outputs += moments.output_energy[layer]
     return Residual(taken / inputs, disturbed / outputs)
 

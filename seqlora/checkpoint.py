@@ -23,6 +23,7 @@ from torch import Tensor
 from .errors import SeqLoRAError
 from .files import parse_json, read_tensors, write_tensors
 from .moments import Moment, Moments
+from .moments_file import FELT, tensors_of
 
 FORMAT = 1
 FOLDER = "checkpoints"  # inside the library's; there only while something is unfinished
@@ -104,10 +105,8 @@ class Checkpoint:
 
 
 def write(path: Path, state: State, binding: str) -> None:
-    tensors, about = dict(state.tensors), {"place": state.place, "binding": binding, "format": FORMAT}
-    for kind, moments in (("moments", state.moments.by_input), ("felt", state.moments.felt)):
-        for name, moment in moments.items():
-            tensors |= {f"{kind}.sketch.{name}": moment.sketch, f"{kind}.diagonal.{name}": moment.diagonal}
+    tensors = state.tensors | tensors_of(state.moments)
+    about = {"place": state.place, "binding": binding, "format": FORMAT, "felt": list(state.moments.felt)}
     about |= {"input_of": state.moments.input_of, "output_energy": state.moments.output_energy}
     text = json.dumps(about)
     write_tensors(path, tensors, {"seqlora": text, "digest": _digest(text, tensors)})
@@ -132,17 +131,14 @@ def _parsed(path: Path, about: dict[str, Any], binding: str, tensors: dict[str, 
         raise SeqLoRAError(f"{path} was written by another version; {ANEW}.")
     if about["binding"] != binding:
         raise SeqLoRAError(f"{path} is of another state of the library; {ANEW}.")
-    felt = [name.removeprefix("felt.sketch.") for name in tensors if name.startswith("felt.sketch.")]
-    by_input, gammas = (
-        _take(tensors, kind, names) for kind, names in (("moments", about["input_of"].values()), ("felt", felt))
-    )
+    by_input, gammas = _take(tensors, about["input_of"].values()), _take(tensors, about["felt"], FELT)
     return State(about["place"], tensors, Moments(by_input, about["input_of"], about["output_energy"], gammas))
 
 
-def _take(tensors: dict[str, Tensor], kind: str, names: Iterable[str]) -> dict[str, Moment]:
+def _take(tensors: dict[str, Tensor], names: Iterable[str], kind: str = "") -> dict[str, Moment]:
     """As copies, because what was read shares one buffer that should not live for as long as these."""
     return {
-        name: Moment(tensors.pop(f"{kind}.sketch.{name}").clone(), tensors.pop(f"{kind}.diagonal.{name}").clone())
+        name: Moment(tensors.pop(f"{name}{kind}.sketch").clone(), tensors.pop(f"{name}{kind}.diagonal").clone())
         for name in dict.fromkeys(names)
     }
 

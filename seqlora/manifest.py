@@ -99,7 +99,7 @@ def parse(data: bytes | bytearray | str) -> dict[str, Any]:
     wanted = {"format", "rank", "capacity", "targets", "prior_sha256", "base", "concepts"}
     if found.keys() != wanted:
         raise ValueError(f"field {min(found.keys() ^ wanted)!r} is missing or unknown")
-    _check(found["targets"] in TARGETS if isinstance(found["targets"], str) else False, "targets")
+    _check(isinstance(found["targets"], str) and found["targets"] in TARGETS, "targets")
     base = _base(found["base"]) if found["base"] is not None else None
     entries = _list(found["concepts"], "concepts")
     _check(base is not None or not entries, "base")

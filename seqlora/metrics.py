@@ -40,7 +40,7 @@ def overlap(concepts: Sequence[Concept]) -> Tensor:
     return total / total.diagonal()[:, None]
 
 
-def _captured(B: Tensor, factor: Tensor, diagonal: Tensor) -> Tensor:
+def captured(B: Tensor, factor: Tensor, diagonal: Tensor) -> Tensor:
     """B'CB, for one B or a batch of them."""
     seen = factor.mT @ B
     return seen.mT @ seen + B.mT @ (diagonal[:, None] * B)
@@ -54,9 +54,9 @@ def crosstalk(concepts: Sequence[Concept], moments: Sequence[Moments], prior: Mo
     energy = torch.zeros(len(concepts), len(concepts), dtype=torch.float64)
     for layer in concepts[0]:
         A, B = (_side_by_side([concept[layer][part] for concept in concepts]) for part in (0, 1))
-        gram = A.mT @ A if prior is None else _captured(A, *prior.felt[layer].factor())
+        gram = A.mT @ A if prior is None else captured(A, *prior.felt[layer].factor())
         for j, seen in enumerate(moments):
-            energy[:, j] += (gram * _captured(B, *seen[layer].factor())).sum((1, 2))
+            energy[:, j] += (gram * captured(B, *seen[layer].factor())).sum((1, 2))
     return energy / energy.diagonal()[None, :].clamp(min=1e-30)
 
 
@@ -72,7 +72,7 @@ def captured_energy(concept: Concept, moments: Moments) -> float:
     for layer, (_, B) in concept.items():
         moment: Moment = moments[layer]
         factor, diagonal = moment.factor()
-        inside += float(_captured(B.double(), factor, diagonal).trace())
+        inside += float(captured(B.double(), factor, diagonal).trace())
         whole += float(moment.diagonal.double().sum())
     return inside / whole
 

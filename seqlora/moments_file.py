@@ -14,16 +14,21 @@ from .errors import SeqLoRAError
 from .files import MAX_HEADER, RESTORE, parse_json, read_tensors, write_tensors
 from .moments import EXACT_WIDTH, SKETCH_RANK, Moment, Moments
 
+FELT = ".felt"  # after the layer's name
+
+
+def tensors_of(moments: Moments) -> dict[str, Tensor]:
+    """By name: `<input>.sketch`, `<layer>.felt.sketch` and so on."""
+    tensors: dict[str, Tensor] = {}
+    for name, moment in [*moments.by_input.items(), *((f"{layer}{FELT}", gamma) for layer, gamma in moments.felt.items())]:
+        tensors[f"{name}.sketch"], tensors[f"{name}.diagonal"] = moment.sketch, moment.diagonal
+    return tensors
+
 
 def write_moments(path: Path, moments: Moments) -> str:
     """Returns the file's sha256."""
-    tensors: dict[str, Tensor] = {}
-    for name, moment in moments.by_input.items():
-        tensors[f"{name}.sketch"], tensors[f"{name}.diagonal"] = moment.sketch, moment.diagonal
-    for layer, moment in moments.felt.items():
-        tensors[f"{layer}.felt.sketch"], tensors[f"{layer}.felt.diagonal"] = moment.sketch, moment.diagonal
     about = {"input_of": json.dumps(moments.input_of), "output_energy": json.dumps(moments.output_energy)}
-    return write_tensors(path, tensors, about)
+    return write_tensors(path, tensors_of(moments), about)
 
 
 def read_moments(
@@ -43,7 +48,7 @@ def read_moments(
             by_input[name] = _moment(tensors, name, n)
             if not 0 <= float(energy[layer]) < math.inf:
                 raise ValueError(f"energy of layer {layer}")
-        gammas = {layer: _moment(tensors, f"{layer}.felt", m) for layer, (m, _) in layers.items()} if felt else {}
+        gammas = {layer: _moment(tensors, f"{layer}{FELT}", m) for layer, (m, _) in layers.items()} if felt else {}
         inputs, energies = {name: input_of[name] for name in layers}, {name: float(energy[name]) for name in layers}
         return Moments(by_input, inputs, energies, gammas)
     except (KeyError, TypeError, ValueError) as error:

@@ -95,9 +95,8 @@ class BilevelOptimizer:
         self.lower = torch.optim.Adam([s.A for s in stacks], lr=rates.coefficients, betas=BETAS, fused=fused)
         self.upper = torch.optim.Adam([s.B for s in stacks], lr=rates.basis, betas=BETAS, fused=fused)
         self.passes = 0
-        self.residual = self.gradient = torch.zeros(
-            ()
-        )  # norms of dL/dA and of the Riemannian gradient, at the last pass of each
+        # Norms of dL/dA and of the Riemannian gradient of B, at the last pass of each.
+        self.residual = self.gradient = torch.zeros(())
         self.turn = 0  # place in the lower, lower, ..., upper round of the alternating schedules
 
     @torch.no_grad()

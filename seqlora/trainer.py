@@ -24,8 +24,8 @@ from .settings import Settings
 MEASURED_SAMPLES = 48  # noised pictures behind a concept's moments
 FELT_EVERY = 2  # sampling steps between two probes of what the output feels
 CONTEXT_LIMIT = 16  # most earlier concepts on at a time, so that a step's cost does not grow with the library
-RECORDED = ("losses", "penalties", "residuals", "gradients")  # of a `Trained`, one value a step
 CONTEXT_STEPS = 4  # steps between draws
+RECORDED = ("losses", "penalties", "residuals", "gradients")  # of a `Trained`, one value a step
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,14 @@ def measure(
             denoiser(denoiser.add_noise(batch.x0, batch.noise, batch.sigma), batch.sigma, batch.cond)
         yield Progress("measuring", done, count)
     return recorder.moments()
+
+
+def measure_concept(
+    denoiser: Denoiser, layers: Mapping[str, nn.Module], batches: Batches
+) -> Generator[Progress, None, Moments]:
+    """C_t, from the first batches of a training."""
+    forwards = -(-MEASURED_SAMPLES // batches.size)
+    return measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
 
 
 def measure_prior(
@@ -245,9 +253,8 @@ def train_concept(
         own = state.moments
         bases = {name: torch.zeros(n, ranks[name]) for name, (_, n) in shapes.items()}
     else:
-        forwards = -(-MEASURED_SAMPLES // settings.batch_size)
         with memory_advice(settings):
-            own = yield from measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
+            own = yield from measure_concept(denoiser, layers, batches)
         bases = {name: start_basis(settings, name, ranks[name], F, own, others, rng) for name, F in constrained.items()}
     stacks = build_stacks(shapes, bases, denoiser.device, denoiser.dtype)
     free = settings.orthogonality == "free"

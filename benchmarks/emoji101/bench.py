@@ -2,8 +2,8 @@
 
     python -m benchmarks.emoji101 --concepts 32 --seeds 3 --methods all
 
-Everything is kept under --out as soon as it is done: a benchmark that was stopped goes on where it was. `--results` writes
-docs/results.md from what is there.
+Everything is kept under --out as soon as it is done: a benchmark that was stopped goes on where it was.
+`python -m benchmarks.emoji101.results` writes docs/results.md from what is there.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def judge(pictures: Tensor, wanted: Sequence[Emoji], among: Tensor, places: Sequ
     embedded = classifier.embed(pictures.flatten(0, 1))
     similar = (embedded @ among.T).unflatten(0, pictures.shape[:2])
     own = torch.tensor(list(places))
-    named = classifier(pictures.flatten(0, 1)).argmax(1).unflatten(0, pictures.shape[:2])
+    named = classifier.logits(embedded).argmax(1).unflatten(0, pictures.shape[:2])
     classes = torch.tensor([subjects.class_of(e) for e in wanted])
     return {
         "cosine": similar[torch.arange(len(own)), :, own].mean(1).tolist(),
@@ -68,9 +68,9 @@ def denoising(model: HeadlessModel, composed: Mapping[str, Pair], examples: Exam
     return error.unflatten(0, (len(TIMES), count)).mean(1).tolist()
 
 
-def base_accuracy(model: HeadlessModel, composed: Mapping[str, Pair], seed: int) -> float:
-    """Share of base emoji that are still named right among all 720."""
-    emoji = subjects.base_emoji(BASE_EMOJI, seed)
+def base_accuracy(model: HeadlessModel, composed: Mapping[str, Pair]) -> float:
+    """Share of base emoji that are still named right among all 720; always the same ones, so that runs can be compared."""
+    emoji = subjects.base_emoji(BASE_EMOJI)
     pictures = draw(model, composed, [subjects.base_prompt(e) for e in emoji], 1)
     named = load_classifier()(pictures.flatten(0, 1)).argmax(1)
     return float((named == torch.tensor([subjects.class_of(e) for e in emoji])).float().mean())

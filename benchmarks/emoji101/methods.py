@@ -47,9 +47,8 @@ class Method:
         chosen = method_settings(self.core, BASE.with_(**tuned))
         frozen = chosen.basis_learning_rate == 0
         chosen = chosen.with_(basis_learning_rate=0.0 if frozen else tuned["learning_rate"] / 3)
-        if self.group == PUBLISHED:
-            return chosen.with_(**self.changes)
-        return chosen.with_(interference=tuned["interference"], **self.changes)
+        strength = {"interference": tuned["interference"]} if "interference" in tuned else {}
+        return chosen.with_(**strength, **self.changes)
 
 
 def _published(core: str, title: str) -> Method:

@@ -29,7 +29,7 @@ from .teaching import TARGETS, Lessons, Run, prior_of, settings_key
 SIZES = (1, 4, 16, 32, 64, 101)
 SUBSETS = 20
 PAIRS = 12
-BOUNDED = 4  # concepts whose forgetting bound is checked
+CHECKED = 4  # concepts whose forgetting bound is checked
 TUNING = 12  # concepts
 STRIP = 10  # concepts that are shown
 
@@ -61,13 +61,13 @@ class Bench:
         partial = run.folder / "partial.json"
         found: dict[str, Any] = json.loads(partial.read_text()) if partial.exists() else {}
         for lessons in run.teach():
-            taught = count if run.together else len(lessons.concepts)
+            taught = len(lessons.taught)
             if full and taught in SIZES and str(taught) not in found:
                 found[str(taught)] = self.composed(lessons)
                 write_bytes(partial, json.dumps(found).encode())
         result: dict[str, Any] = {"sizes": found or {str(count): self.composed(lessons, short=True)}}
         result["alone"] = next(iter(result["sizes"].values())) if run.together else self.alone(lessons)
-        result["prior of the base"] = measures.base_accuracy(self.model, {}, run.seed)
+        result["prior of the base"] = measures.base_accuracy(self.model, {})
         result["step_seconds"] = [about["step_seconds"] for about in lessons.about]
         result["full_layers"] = [about["full_layers"] for about in lessons.about]
         if full and not run.together:
@@ -90,11 +90,10 @@ class Bench:
 
     def composed(self, lessons: Lessons, short: bool = False) -> dict[str, Any]:
         """All concepts so far, summed."""
-        emoji = lessons.emoji if lessons.together else lessons.emoji[: len(lessons.concepts)]
-        everything = compose([(concept, 1.0) for concept in lessons.concepts])
+        emoji, everything = lessons.taught, lessons.composed()
         pictures = measures.draw(self.model, everything, [subjects.prompt(e) for e in emoji])
         found: dict[str, Any] = measures.judge(pictures, emoji, subjects.references(emoji), range(len(emoji)))
-        found["prior"] = measures.base_accuracy(self.model, everything, 0)
+        found["prior"] = measures.base_accuracy(self.model, everything)
         if not short:
             held_out = [subjects.held_out_examples(self.model, e) for e in emoji]
             found["loss"] = [measures.denoising(self.model, everything, examples) for examples in held_out]
@@ -124,9 +123,8 @@ class Bench:
 
     def strip(self, lessons: Lessons) -> Image.Image:
         """The first concepts in a row, all of the library on: above as they are, below as drawn."""
-        emoji = lessons.emoji[: min(STRIP, len(lessons.concepts))]
-        everything = compose([(concept, 1.0) for concept in lessons.concepts])
-        drawn = measures.draw(self.model, everything, [subjects.prompt(e) for e in emoji], 1)[:, 0]
+        emoji = lessons.taught[:STRIP]
+        drawn = measures.draw(self.model, lessons.composed(), [subjects.prompt(e) for e in emoji], 1)[:, 0]
         real = torch.cat([subjects.concept_pictures(e, 1, 9001)[0] for e in emoji])
         grid = torch.cat([torch.cat(list(row), 2) for row in (real, drawn)], 1)
         return Image.fromarray(((grid + 1) * 127.5).clamp(0, 255).byte().movedim(0, -1).numpy())
@@ -134,7 +132,7 @@ class Bench:
     def subsets(self, lessons: Lessons, seed: int) -> dict[str, list[list[float]]]:
         """Pairs of cosines: a concept drawn beside random others, and alone."""
         pick, count = random.Random(seed), len(lessons.concepts)
-        among = subjects.references(lessons.emoji[:count])
+        among = subjects.references(lessons.taught)
         found: dict[str, list[list[float]]] = {}
         for size in (4, 16):
             if size > count:
@@ -153,13 +151,13 @@ class Bench:
 
     def pairs(self, lessons: Lessons, seed: int) -> dict[str, float]:
         """Two concepts side by side, with all of the library on: shares of pictures with both, one, or the sides swapped."""
-        count = len(lessons.concepts)
-        if count < 2:
+        emoji = lessons.taught
+        if len(emoji) < 2:
             return {}
-        emoji = lessons.emoji[:count]
-        everything = compose([(concept, 1.0) for concept in lessons.concepts])
         chosen = subjects.pairs(emoji, PAIRS, seed)
-        pictures = measures.draw(self.model, everything, [subjects.pair_prompt(emoji[a], emoji[b]) for a, b in chosen], 2)
+        pictures = measures.draw(
+            self.model, lessons.composed(), [subjects.pair_prompt(emoji[a], emoji[b]) for a, b in chosen], 2
+        )
         return measures.judge_pairs(pictures, chosen, subjects.references(emoji))
 
     def note(self, key: str, run: Run, tuned: Mapping[str, float], count: int) -> None:
@@ -176,7 +174,7 @@ class Bench:
         *_, lessons = run.teach()
         found = []
         layers = self.model.layers(TARGETS)
-        for j in range(min(BOUNDED, count)):
+        for j in range(min(CHECKED, count)):
             examples = subjects.held_out_examples(self.model, lessons.emoji[j])
             rng = torch.Generator().manual_seed(j)
             batches = Batches(examples, self.model.denoiser, 8, rng)

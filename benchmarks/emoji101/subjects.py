@@ -61,18 +61,21 @@ def held_out_examples(model: HeadlessModel, emoji: Emoji) -> Examples:
 
 def references(emoji: Sequence[Emoji]) -> Tensor:
     """(concepts, 128) unit vectors: the mean embedding of clean pictures of each."""
-    classifier = load_classifier()
-    means = [classifier.embed(concept_pictures(e, REFERENCES, 9001)[0]).mean(0) for e in emoji]
-    return torch.nn.functional.normalize(torch.stack(means), dim=1)
+    return torch.nn.functional.normalize(torch.stack([_reference(e) for e in emoji]), dim=1)
+
+
+@cache
+def _reference(emoji: Emoji) -> Tensor:
+    return load_classifier().embed(concept_pictures(emoji, REFERENCES, 9001)[0]).mean(0)
 
 
 def class_of(emoji: Emoji) -> int:
     return all_emoji().index(emoji)
 
 
-def base_emoji(count: int, seed: int) -> list[Emoji]:
+def base_emoji(count: int) -> list[Emoji]:
     """What the base model could draw before anything was taught."""
-    return random.Random(seed).sample([e for e in all_emoji() if not e.held_out], count)
+    return random.Random(0).sample([e for e in all_emoji() if not e.held_out], count)
 
 
 def base_prompt(emoji: Emoji) -> str:

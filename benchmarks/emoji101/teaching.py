@@ -9,24 +9,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from seqlora.adapter import Pair
 from seqlora.backends.diffusers import HeadlessModel
+from seqlora.composition import compose
 from seqlora.demo.pictures import Emoji
-from seqlora.files import write_tensors
+from seqlora.files import read_tensors, write_tensors
+from seqlora.keys import from_native, to_native
 from seqlora.library import request_hash
 from seqlora.moments import Moments
 from seqlora.objective import Batches, Examples
 from seqlora.settings import Settings
 from seqlora.trainer import (
-    MEASURED_SAMPLES,
     RECORDED,
     Progress,
     Trained,
     finish,
     layer_rank,
-    measure,
+    measure_concept,
     measure_prior,
     train_concept,
 )
@@ -34,6 +34,7 @@ from seqlora.trainer import (
 from . import subjects
 
 TARGETS = "attention and mlp"
+MAX_CONCEPT = 64 << 20  # bytes of a concept's file
 
 
 @dataclass
@@ -45,6 +46,14 @@ class Lessons:
     moments: list[Moments] = field(default_factory=list)
     about: list[dict] = field(default_factory=list)  # losses, seconds, full layers of each
     together: bool = False  # one adapter holds all of them
+
+    @property
+    def taught(self) -> list[Emoji]:
+        return self.emoji if self.together else self.emoji[: len(self.concepts)]
+
+    def composed(self) -> dict[str, Pair]:
+        """All concepts so far, summed."""
+        return compose([(concept, 1.0) for concept in self.concepts])
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,10 @@ class Run:
             path = self.path(number)
             if path.exists():
                 pairs, about = read_concept(path)
-                moments = finish(self._measure(examples, settings))
+                batches = Batches(
+                    examples, self.model.denoiser, settings.batch_size, torch.Generator().manual_seed(settings.seed)
+                )
+                moments = finish(measure_concept(self.model.denoiser, layers, batches))
             else:
                 trained, about = timed(
                     train_concept(self.model.denoiser, layers, examples, settings, ranks, lessons.concepts, self.prior, total)
@@ -111,12 +123,6 @@ class Run:
         lessons.about.append(about)
         return lessons
 
-    def _measure(self, examples: Examples, settings: Settings) -> Generator[Progress, None, Moments]:
-        rng = torch.Generator().manual_seed(settings.seed)
-        batches = Batches(examples, self.model.denoiser, settings.batch_size, rng)
-        forwards = -(-MEASURED_SAMPLES // settings.batch_size)
-        return measure(self.model.denoiser, self.model.layers(TARGETS), (batches.next() for _ in range(forwards)), forwards)
-
 
 def timed(run: Generator[Progress, None, Trained]) -> tuple[Trained, dict]:
     """Runs a training to its end; also what it says of itself, with the median seconds of its steps."""
@@ -139,15 +145,12 @@ def timed(run: Generator[Progress, None, Trained]) -> tuple[Trained, dict]:
 
 
 def write_concept(path: Path, pairs: dict[str, Pair], about: dict) -> None:
-    tensors = {f"{layer}.{what}": tensor for layer, pair in pairs.items() for what, tensor in pair._asdict().items()}
-    write_tensors(path, tensors, {"about": json.dumps(about)})
+    write_tensors(path, to_native(pairs), {"about": json.dumps(about)})
 
 
 def read_concept(path: Path) -> tuple[dict[str, Pair], dict]:
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["about"])
-        layers = dict.fromkeys(key.rpartition(".")[0] for key in file.keys())  # noqa: SIM118
-        return {layer: Pair(file.get_tensor(f"{layer}.A"), file.get_tensor(f"{layer}.B")) for layer in layers}, about
+    tensors, metadata = read_tensors(path, MAX_CONCEPT)
+    return from_native(tensors), json.loads(metadata["about"])
 
 
 def prior_of(model: HeadlessModel) -> Moments:

@@ -52,8 +52,12 @@ class Classifier(nn.Module):
         """Images (b, 3, 64, 64) in -1..1 -> unit vectors (b, 128); their dot product says how alike two pictures are."""
         return F.normalize(self.head(self.body(images).flatten(1)).float(), dim=1)
 
+    def logits(self, embedded: Tensor) -> Tensor:
+        """What `embed` gave -> logits (b, 720)."""
+        return LOGIT_SCALE * embedded @ F.normalize(self.classes.float(), dim=1).T
+
     def forward(self, images: Tensor) -> Tensor:
-        return LOGIT_SCALE * self.embed(images) @ F.normalize(self.classes.float(), dim=1).T
+        return self.logits(self.embed(images))
 
 
 @cache
