@@ -22,7 +22,7 @@ class Settings:
     context: Literal["stochastic", "modular", "cumulative"] = "stochastic"
     schedule: Literal["joint", "alternating", "finite_difference"] = "joint"
     inner_steps: int = 4  # lower-level steps per upper-level step of the two alternating schedules
-    interference: float = 5.0  # strength of the interference penalty
+    interference: float = 0.4  # strength of the interference penalty, for each concept that the library is planned for
     # sensitivity: each layer counts as much as the model's output feels it; energy: as its own output, all layers alike
     weighting: Literal["sensitivity", "energy"] = "sensitivity"
     overlap: float = 0.0  # strength of O-LoRA's soft penalty on |F'B|, a baseline

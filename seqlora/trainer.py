@@ -71,8 +71,11 @@ def finish(steps: Steps[R], tell: Callable[[Progress], str | None] = lambda prog
 
 
 def layer_rank(width: int, cap: int, capacity: int) -> int:
-    """The rank that lets `capacity` concepts be orthogonal on a layer of this input width, at most `cap`."""
-    return max(1, min(cap, width // capacity))
+    """The rank that lets `capacity` concepts be orthogonal within half of a layer's input width, at most `cap`.
+
+    The last concepts of a layer that is used up get the directions in which nothing happens; see docs/results.md.
+    """
+    return max(1, min(cap, width // (2 * capacity)))
 
 
 def measure(
@@ -102,7 +105,7 @@ def measure_prior(
     conds: Sequence[Any],
     uncond: Any,
     seed: int = 0,
-    steps: int = 12,
+    steps: int = 6,
     batch_size: int = 4,
 ) -> Generator[Progress, None, Moments]:
     """G and Gamma: moments along the model's own sampling of generic captions and the empty prompt; needs no data set."""
@@ -233,13 +236,15 @@ def train_concept(
     prior: Moments | None = None,
     earlier_moments: Moments | None = None,
     checkpoint: Checkpoint | None = None,
+    planned: int = 1,
 ) -> Steps[Trained]:
     """Teaches one concept; yields progress after every pass and returns the result.
 
-    `earlier` are the library's concepts in order, `earlier_moments` the sum of their moments, `prior` is G. Goes on from the
-    state that `checkpoint` holds, if any, and ends as if it had never stopped. Sending "keep" ends it early. Closing the
-    generator at any point leaves the model as it was. Raises SeqLoRAError on values that are not finite, when memory runs out,
-    and before any work where a layer is full and `when_full` is "refuse".
+    `earlier` are the library's concepts in order, `earlier_moments` the sum of their moments, `prior` is G, `planned` how many
+    concepts will be summed: what they change elsewhere adds up, so each must change less. Goes on from the state that
+    `checkpoint` holds, if any, and ends as if it had never stopped. Sending "keep" ends it early. Closing the generator at any
+    point leaves the model as it was. Raises SeqLoRAError on values that are not finite, when memory runs out, and before any
+    work where a layer is full and `when_full` is "refuse".
     """
     check_latents(examples.latents)
     shapes = layer_shapes(layers)
@@ -264,6 +269,7 @@ def train_concept(
         if prior is not None and others is not None and settings.interference
         else []
     )
+    strength = settings.interference * planned
     overlaps = _overlaps(stacks, earlier) if settings.overlap and earlier else []
     context = Context(stacks, () if settings.context == "modular" else earlier)
     optimizer = BilevelOptimizer(
@@ -315,7 +321,7 @@ def train_concept(
             loss.backward()
         for stack in stacks:
             stack.gather()
-        parts = [p.add(s, settings.interference) for p, s in zip(penalties, stacks, strict=True)] if penalties else []
+        parts = [p.add(s, strength) for p, s in zip(penalties, stacks, strict=True)] if penalties else []
         parts += [overlap_penalty(s, f, settings.overlap) for s, f in zip(stacks, overlaps, strict=False)]
         penalty = torch.stack(parts).sum() if parts else penalty
         checkpoint.whole = False

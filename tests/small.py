@@ -121,8 +121,8 @@ def small_lesson(name: str, seed: int = 0, **changes: Any) -> Lesson:
 
 
 def small_library(path: Path, model: SmallModel) -> Library:
-    """Two taught concepts, cat and dog, of rank 16: the layers of width 32 are full."""
-    library = Library.create(path, rank=16, capacity=2, targets="attention and mlp")
+    """Two taught concepts, cat and dog, of rank 16, one more than planned: the layers of width 32 are full."""
+    library = Library.create(path, rank=16, capacity=1, targets="attention and mlp")
     for seed, name in enumerate(("cat", "dog")):
         library = finish(teach(library, small_lesson(name, seed), QUICK, model)).library
     return library

@@ -10,7 +10,7 @@ from seqlora.composition import compose
 from seqlora.metrics import basis_error
 
 CONCEPTS = 8
-TUNED = {"seqlora": {"learning_rate": 2e-2, "interference": 5.0}, "lora": {"learning_rate": 1e-2}}
+TUNED = {"seqlora": {"learning_rate": 2e-2, "interference": 0.4}, "lora": {"learning_rate": 1e-2}}
 
 pytestmark = pytest.mark.slow
 

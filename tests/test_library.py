@@ -56,7 +56,7 @@ def test_create_then_open(tmp_path):
 @pytest.mark.parametrize("what,wanted", [("rank", 8), ("capacity", 3), ("targets", "attention")])
 def test_create_where_another_is(library, what, wanted):
     before = contents(library.path)
-    given_ = {"rank": 16, "capacity": 2, "targets": "attention and mlp"} | {what: wanted}
+    given_ = {"rank": 16, "capacity": 1, "targets": "attention and mlp"} | {what: wanted}
     with pytest.raises(SeqLoRAError, match=f"'pets' exists with {what} .*, not {wanted}; set {what} to"):
         Library.create(library.path, **given_)
     assert contents(library.path) == before

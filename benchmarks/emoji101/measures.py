@@ -20,7 +20,7 @@ SAMPLES = 4  # pictures of each concept
 STEPS = 10  # of the sampler: the base model's emoji are named right as often as with 25
 BATCH = 64
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels of the denoising loss
-BASE_EMOJI = 64
+BASE_EMOJI = 192
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from seqlora.settings import METHODS as CORE
 from seqlora.settings import Settings, method_settings
 
 STEPS, BATCH_SIZE, RANK = 60, 4, 4
+CAPACITY = 32  # concepts that the libraries are planned for; more are taught
 BASE = Settings(steps=STEPS, batch_size=BATCH_SIZE)
 PUBLISHED, PENALISED, OURS, CONTEXTS, CHANGES, BOUNDS = (
     "as published",
@@ -26,9 +27,10 @@ PUBLISHED, PENALISED, OURS, CONTEXTS, CHANGES, BOUNDS = (
 # The basis moves at a third of the rate of the coefficients.
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2}, {"learning_rate": 3e-2})
 RATES_AND_STRENGTHS = (
-    {"learning_rate": 1e-2, "interference": 3.0},
-    {"learning_rate": 2e-2, "interference": 5.0},
-    {"learning_rate": 3e-2, "interference": 15.0},
+    {"learning_rate": 1e-2, "interference": 0.4},
+    {"learning_rate": 2e-2, "interference": 0.2},
+    {"learning_rate": 2e-2, "interference": 0.4},
+    {"learning_rate": 4e-2, "interference": 0.4},
 )
 
 
@@ -40,7 +42,7 @@ class Method:
     changes: Mapping[str, Any] = field(default_factory=dict)
     tuned_like: str = ""  # the row whose tuning it takes
     grid: Sequence[Mapping[str, float]] = RATES_AND_STRENGTHS
-    capacity: int = 32  # planned concepts: decides the layers' rank
+    capacity: int = CAPACITY  # planned concepts: decides the layers' rank
     together: bool = False  # one adapter for all concepts
 
     def settings(self, tuned: Mapping[str, float]) -> Settings:
@@ -90,7 +92,8 @@ METHODS: dict[str, Method] = {
         "frozen contrastive, cumulative", CONTEXTS, "frozen", "frozen contrastive", context="cumulative"
     ),
     "energy": Method("penalty by each layer's own energy", CHANGES, changes={"weighting": "energy"}),
-    "roomy": Method("exact, half of the width used", CHANGES, tuned_like="seqlora", capacity=64),
+    "crowded": Method("exact, all of the width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 2),
+    "wide-metric": Method("metric, twice the rank", CHANGES, changes={"orthogonality": "metric"}, capacity=CAPACITY // 2),
     "together": Method("one LoRA for all", BOUNDS, "lora", grid=RATES, together=True),
 }
 assert all(method.core in CORE for method in METHODS.values())

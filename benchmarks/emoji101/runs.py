@@ -22,7 +22,7 @@ from seqlora.objective import Batches
 from seqlora.trainer import RECORDED, finish, measure
 
 from . import measures, subjects
-from .methods import METHODS, RANK
+from .methods import CAPACITY, METHODS, RANK
 from .model import load
 from .teaching import TARGETS, Lessons, Run, prior_of, settings_key
 
@@ -31,6 +31,7 @@ SUBSETS = 20
 PAIRS = 12
 CHECKED = 4  # concepts whose forgetting bound is checked
 TUNING = 12  # concepts
+KEPT = 0.95  # of the base emoji that the base model draws right
 STRIP = 10  # concepts that are shown
 
 
@@ -46,12 +47,15 @@ class Bench:
         self.prior: Moments = prior_of(self.model)
 
     def run(self, key: str, tuned: Mapping[str, float], seed: int, count: int, test: bool = True) -> Run:
+        """A tuning run's library is planned for as many concepts as it teaches, and so is as crowded as a test run's."""
         method = METHODS[key]
         settings = method.settings(tuned)
+        planned = CAPACITY if test else count
+        capacity = max(1, method.capacity * planned // CAPACITY)
         emoji = subjects.concepts(count, seed) if test else subjects.tuning_concepts(count)
-        name = f"{key}-{settings_key(settings, RANK, method.capacity)}"
+        name = f"{key}-{settings_key(settings, RANK, capacity)}"
         folder = self.out / self.architecture / ("runs" if test else "tuning") / name / f"seed{seed}"
-        return Run(self.model, self.prior, emoji, settings, RANK, method.capacity, seed, folder, method.together)
+        return Run(self.model, self.prior, emoji, settings, RANK, capacity, planned, seed, folder, method.together)
 
     def result(self, run: Run, count: int, full: bool = True) -> dict[str, Any]:
         """Teaches what is missing and measures what is missing; a second call only reads."""
@@ -191,10 +195,12 @@ class Bench:
 
 
 def best(results: list[tuple[Mapping[str, float], dict[str, Any]]]) -> Mapping[str, float]:
-    """Of a method's settings, the one whose composed concepts look most like themselves."""
+    """Of a method's settings, the one whose composed concepts look most like themselves; only among those that leave the base
+    model what it could do, if any does."""
 
-    def score(result: dict[str, Any]) -> float:
+    def score(result: dict[str, Any]) -> tuple[bool, float]:
         (composed,) = result["sizes"].values()
-        return sum(composed["cosine"]) / len(composed["cosine"])
+        kept = composed["prior"] >= KEPT * result["prior of the base"]
+        return kept, sum(composed["cosine"]) / len(composed["cosine"])
 
     return max(results, key=lambda pair: score(pair[1]))[0]

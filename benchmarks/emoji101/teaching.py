@@ -65,7 +65,8 @@ class Run:
     emoji: Sequence[Emoji]
     settings: Settings
     rank: int
-    capacity: int
+    capacity: int  # decides the layers' rank
+    planned: int  # scales the penalty
     seed: int
     folder: Path
     together: bool = False  # one adapter for all concepts at once: the upper bound
@@ -94,7 +95,17 @@ class Run:
                 moments = finish(measure_concept(self.model.denoiser, layers, batches))
             else:
                 trained, about = timed(
-                    train_concept(self.model.denoiser, layers, examples, settings, ranks, lessons.concepts, self.prior, total)
+                    train_concept(
+                        self.model.denoiser,
+                        layers,
+                        examples,
+                        settings,
+                        ranks,
+                        lessons.concepts,
+                        self.prior,
+                        total,
+                        planned=self.planned,
+                    )
                 )
                 pairs, moments = trained.pairs, trained.moments
                 write_concept(path, pairs, about)

@@ -56,7 +56,7 @@ def teach_all(
     rank: int,
     tell: Callable[[str, Progress], None],
 ) -> Library:
-    library = Library.create(folder, rank=rank, capacity=32, targets="attention and mlp")
+    library = Library.create(folder, rank=rank, capacity=16, targets="attention and mlp")
     for emoji in concepts:
         library = finish(teach(library, lesson_of(emoji), settings, model), partial(tell, emoji.name)).library
     return library
