@@ -195,7 +195,9 @@ class StubServer:
         folder = request.query.get("dir", "") + "/"
         names = [name.removeprefix(folder) for name in self.files if name.startswith(folder)]
         if request.query.get("full_info") == "true":
-            return web.json_response([{"path": n, "size": len(self.files[folder + n]), "modified": 0, "created": 0} for n in names])
+            return web.json_response(
+                [{"path": n, "size": len(self.files[folder + n]), "modified": 0, "created": 0} for n in names]
+            )
         return web.json_response(names)
 
     async def _read_file(self, request: web.Request) -> web.Response:
