@@ -43,6 +43,7 @@ from .demo_host import DemoConfig
 
 FOLDER = "seqlora"
 TEXT_INTERVAL = 0.5  # seconds between status texts
+Interrupted = comfy.model_management.InterruptProcessingException
 
 
 # --- Folders ------------------------------------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ def run_with_progress(
 
     try:
         return finish(steps, tell)  # closes it, which takes the hooks off the model
-    except comfy.model_management.InterruptProcessingException:
+    except Interrupted:
         if phase == "training":
             say(node_id, "cancelled; queue the same again to go on from here")
         raise
@@ -125,6 +126,13 @@ def say(node_id: str | None, text: str) -> None:
     server = getattr(PromptServer, "instance", None)  # None where there is no server, as in tests
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id, server.client_id)
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """Sends an event to every open editor; what is in it must not change any more."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(event, data)
 
 
 def add_routes(routes: Iterable[tuple[str, str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
 from comfy_api.latest import io, ui
@@ -12,8 +13,9 @@ from torch import Tensor
 from ..seqlora.checkpoint import MINUTES
 from ..seqlora.settings import METHODS, Settings, method_settings
 from ..seqlora.teaching import Lesson, Taught, about, check_lesson, teach
-from . import host, routes
-from .library import LibraryHandle, LibraryType
+from ..seqlora.trainer import Progress
+from . import host, watching
+from .library import LibraryHandle, LibraryType, tell_changed
 
 DEFAULTS = Settings()
 
@@ -36,7 +38,7 @@ class TrainConcept(io.ComfyNode):
             search_aliases=["lora training", "train lora", "dreambooth", "teach concept", "personalization"],
             is_input_list=True,  # images of different sizes come as a list
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input("model", tooltip="The base model. LoRAs applied to it count as part of it."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
@@ -196,15 +198,20 @@ class TrainConcept(io.ComfyNode):
         settings = method_settings(method, Settings(**only))
         if less_memory is None:
             less_memory = host.has_accelerator()
-        library, lesson = handle.open(), check_lesson(lesson)  # before the host reads or moves a model
         node = cls.hidden.unique_id
-        with (
-            host.training_model(model, clip, vae, less_memory) as taught_model,
-            routes.running(node, library.path.name, lesson.name) as training,
-        ):
-            lesson = Lesson(lesson.name, lesson.trigger, lesson.class_word, host.ordinary(lesson.pictures), lesson.captions)
-            steps = teach(library, lesson, settings, taught_model, minutes)
-            taught = host.run_with_progress(steps, node, training.follow)
+        names = (handle.name, lesson.name.strip(), lesson.trigger.strip())
+        with watching.watched(node, workflow_id(cls.hidden.extra_pnginfo), *names) as training:
+            library, lesson = handle.open(), check_lesson(lesson)  # before the host reads or moves a model
+            with host.training_model(model, clip, vae, less_memory) as taught_model:
+                lesson = replace(lesson, pictures=host.ordinary(lesson.pictures))
+
+                def follow(progress: Progress) -> str | None:
+                    training.follow(progress)
+                    return "keep" if training.keep else None
+
+                taught = host.run_with_progress(teach(library, lesson, settings, taught_model, minutes), node, follow)
+            tell_changed(taught.library.path.name)
+            training.end("finished", taught=taught)
         host.say(node, summary(taught))
         return io.NodeOutput(
             LibraryHandle.of(taught.library),
@@ -212,6 +219,13 @@ class TrainConcept(io.ComfyNode):
             json.dumps(about(taught), indent=2, ensure_ascii=False),
             ui=ui.PreviewText(summary(taught)),
         )
+
+
+def workflow_id(extra_pnginfo: Any) -> str:
+    """The id of the workflow that the editor queued; "" for a prompt that came otherwise."""
+    found = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, dict) else None
+    name = found.get("id") if isinstance(found, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def split_pictures(images: Sequence[Tensor]) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..seqlora.verification import verify
-from .library import CATEGORY, LibraryHandle, LibraryType
+from .library import CATEGORY, LibraryHandle, LibraryType, tell_changed
 
 
 class RemoveConcept(io.ComfyNode):
@@ -29,6 +29,7 @@ class RemoveConcept(io.ComfyNode):
     def execute(cls, library: LibraryHandle, concept_name: str) -> io.NodeOutput:
         with library.open().writing() as opened:
             left = opened.remove(concept_name.strip())
+        tell_changed(left.path.name)
         text = f"removed {concept_name.strip()}\nlibrary {left.path.name}: {', '.join(left.names) or 'no concepts'}"
         return io.NodeOutput(LibraryHandle.of(left), ui=ui.PreviewText(text))
 
