@@ -11,11 +11,13 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..seqlora.checkpoint import MINUTES
+from ..seqlora.errors import SeqLoRAError
 from ..seqlora.settings import METHODS, Settings, method_settings
 from ..seqlora.teaching import Lesson, Taught, about, check_lesson, teach
 from ..seqlora.trainer import Progress
 from . import host, watching
 from .library import LibraryHandle, LibraryType, tell_changed
+from .previews import EVERY, Previews
 
 DEFAULTS = Settings()
 
@@ -170,6 +172,21 @@ class TrainConcept(io.ComfyNode):
                     tooltip="Minutes between two savings of the unfinished training, from which it goes on after a crash. "
                     "It is also saved when you cancel. 0: only then.",
                 ),
+                io.Int.Input(
+                    "preview_every",
+                    default=EVERY,
+                    min=0,
+                    max=100000,
+                    optional=True,
+                    tooltip="Steps between two previews of the concept, and of an earlier one from the same noise. One more is "
+                    "drawn at the end. 0: none.",
+                ),
+                io.String.Input(
+                    "preview_prompt",
+                    default="",
+                    optional=True,
+                    tooltip="What previews show. Empty: 'a photo of {trigger} {class word}'.",
+                ),
             ],
             outputs=[
                 LibraryType.Output("library", tooltip="The library with the new concept, for the next node."),
@@ -195,6 +212,7 @@ class TrainConcept(io.ComfyNode):
         model, clip, vae, handle = (only.pop(name) for name in ("model", "clip", "vae", "library"))
         method, less_memory = only.pop("method", next(iter(METHODS))), only.pop("gradient_checkpointing", None)
         minutes = only.pop("checkpoint_minutes", MINUTES)
+        every, prompt = only.pop("preview_every", EVERY), only.pop("preview_prompt", "")
         settings = method_settings(method, Settings(**only))
         if less_memory is None:
             less_memory = host.has_accelerator()
@@ -204,10 +222,18 @@ class TrainConcept(io.ComfyNode):
             library, lesson = handle.open(), check_lesson(lesson)  # before the host reads or moves a model
             with host.training_model(model, clip, vae, less_memory) as taught_model:
                 lesson = replace(lesson, pictures=host.ordinary(lesson.pictures))
+                previews = Previews(training.names["id"], taught_model, library.path, lesson, every, prompt)
 
                 def follow(progress: Progress) -> str | None:
                     training.follow(progress)
-                    return "keep" if training.keep else None
+                    last = training.keep  # asked for while the last step was made
+                    if previews.due(progress, last):
+                        host.say(node, f"step {progress.step}/{progress.steps}: drawing a preview")
+                        try:
+                            training.show(previews.draw(progress))
+                        except SeqLoRAError as error:  # the training itself is well
+                            training.remark(str(error))
+                    return "keep" if last else None
 
                 taught = host.run_with_progress(teach(library, lesson, settings, taught_model, minutes), node, follow)
             tell_changed(taught.library.path.name)

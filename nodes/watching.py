@@ -68,7 +68,8 @@ class Training:
         self._previews: list[dict[str, Any]] = []
         self._new: dict[str, list[Any]] = {}
         self._said = 0.0  # when the last event was sent
-        self._began, self._measured = 0.0, 0.0  # when the first step was done; seconds that measurements took
+        self._began = 0.0  # when the first step was done, on a clock that stands still during previews
+        self._looked, self._looking, self._last_look = -1, 0.0, 0.0  # measurements: the last; seconds of all, of the last
         self._clock: deque[tuple[float, int]] = deque(maxlen=WINDOW)
 
     @property
@@ -126,7 +127,20 @@ class Training:
             return self._state() | {name: list(points) for name, points in histories.items()}
 
     def _look(self, progress: Progress) -> dict[str, Any] | None:
-        return None
+        """The next figures, if they are due and what they cost is within the budget."""
+        if progress.live is None:
+            return None
+        began = time.monotonic()
+        training = began - self.preview_seconds
+        self._began = self._began or training
+        due = progress.step * FIGURES // progress.steps
+        if due <= self._looked or self._looking + self._last_look > BUDGET * (training - self._began):
+            return None
+        orthogonality, crosstalk = progress.live.figures()
+        self._looked, self._last_look = due, time.monotonic() - began
+        self._looking += self._last_look
+        orthogonality = _short(orthogonality)
+        return {"step": progress.step, "orthogonality": orthogonality, "crosstalk": crosstalk and _short(crosstalk)}
 
     def _state(self) -> dict[str, Any]:
         rate = self._rate() if self.phase == "training" else None

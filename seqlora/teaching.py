@@ -239,6 +239,7 @@ def _teach(
         others.moments_sum() if needs_prior else None,
         checkpoint,
     )
+    yield Progress("saving", trained.steps, settings.steps)
     across, within = metrics.basis_error([*earlier, trained.pairs])
     report: dict[str, Any] = {
         "steps": trained.steps,
