@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, browse, demo, export, host, library, train, upkeep, watching
+from . import apply, browse, demo, export, host, library, report, train, upkeep, watching
 
-NODES: list[type[io.ComfyNode]] = [node for module in (train, library, upkeep, apply, export, demo) for node in module.NODES]
+MODULES = (train, library, report, upkeep, apply, export, demo)
+NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
 
 
 class SeqLoRAExtension(ComfyExtension):
