@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from ..seqlora.errors import SeqLoRAError
 from ..seqlora.library import MANIFEST, Library, Record, Turn
+from ..seqlora.settings import method_of
+from ..seqlora.thumbnails import decode
 from . import host
 from .library import tell_changed
+from .report import report_of, report_picture
 
+PICTURES: dict[tuple[Path, str], str] = {}  # by library and hash of the concept's file
+KEPT_PICTURES = 2000  # of 11 KB at most
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -48,9 +55,9 @@ def answered(work: Callable[..., Any]) -> Handler:
 
 
 async def _body(request: web.Request) -> dict[str, str]:
-    text = await request.text()
+    data = await request.read()
     try:
-        body = json.loads(text) if text.strip() else {}
+        body = json.loads(data) if data.strip() else {}
     except (ValueError, RecursionError) as error:
         raise SeqLoRAError('The request\'s body is no JSON; send an object such as {"to": "new name"}.') from error
     if not isinstance(body, dict) or not body.keys() <= {"to"} or not all(isinstance(value, str) for value in body.values()):
@@ -119,11 +126,11 @@ def _concept(library: Library, record: Record) -> dict[str, Any]:
         "trigger": record.trigger,
         "class_word": record.class_word,
         "rank": max(ranks.values(), default=0),
-        "created": record.created,
+        "created": record.created.replace("+00:00", "Z"),
         "size": _size(library, record),
-        "method": record.settings.get("method", ""),
+        "method": method_of(record.settings),
         "steps": record.metrics.get("steps", 0),
-        "thumbnail": _has_thumbnail(library, record),
+        "thumbnail": bool(_thumbnail(library, record)),
     }
 
 
@@ -134,11 +141,17 @@ def _size(library: Library, record: Record) -> int:
         return 0
 
 
-def _has_thumbnail(library: Library, record: Record) -> bool:
-    try:
-        return bool(library.thumbnail(record.name))
-    except SeqLoRAError:
-        return False
+def _thumbnail(library: Library, record: Record) -> str:
+    """As a data URI; "" where there is none. Kept, since the headers of a hundred files take a second to read."""
+    place = (library.path, record.sha256)
+    if place not in PICTURES:
+        if len(PICTURES) >= KEPT_PICTURES:
+            PICTURES.clear()
+        try:
+            PICTURES[place] = library.thumbnail(record.name)
+        except SeqLoRAError:
+            return ""
+    return PICTURES[place]
 
 
 def one_library(request: web.Request, library: str) -> dict[str, Any]:
@@ -147,16 +160,34 @@ def one_library(request: web.Request, library: str) -> dict[str, Any]:
 
 def thumbnail(request: web.Request, library: str, concept: str) -> web.Response:
     holder = opened(library)
-    found(holder, concept)
-    try:
-        data = holder.thumbnail(concept)
-    except SeqLoRAError as error:
-        raise RefusedError(404, f"Concept '{concept}' has no picture.") from error
-    tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
-    headers = {"ETag": tag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-    if request.headers.get("If-None-Match") == tag:
+    uri = _thumbnail(holder, found(holder, concept))
+    if not uri:
+        raise RefusedError(404, f"Concept '{concept}' has no picture.")
+    kind, data = decode(uri)
+    return _image(request, hashlib.sha256(data).hexdigest()[:16], kind, lambda: data)
+
+
+def _image(request: web.Request, digest: str, kind: str, draw: Callable[[], bytes]) -> web.Response:
+    """A picture that the browser keeps and asks about again; `draw` makes it where it is not kept."""
+    headers = {"ETag": f'"{digest}"', "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+    if headers["ETag"] in request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)
-    return web.Response(body=data, content_type="image/webp", headers=headers)
+    return web.Response(body=draw(), content_type=kind, headers=headers)
+
+
+def report(request: web.Request, library: str) -> dict[str, Any]:
+    return report_of(opened(library))
+
+
+def report_png(request: web.Request, library: str) -> web.Response:
+    holder = opened(library)
+
+    def draw() -> bytes:
+        buffer = io.BytesIO()
+        report_picture(holder).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return _image(request, holder.digest, "image/png", draw)
 
 
 # --- What is changed ----------------------------------------------------------------------------------------------------
@@ -183,6 +214,8 @@ CONCEPT = ONE + "/concepts/{concept}"
 ROUTES = (
     ("GET", "/seqlora/libraries", answered(libraries)),
     ("GET", ONE, answered(one_library)),
+    ("GET", f"{ONE}/report", answered(report)),
+    ("GET", f"{ONE}/report.png", answered(report_png)),
     ("GET", f"{CONCEPT}/thumbnail", answered(thumbnail)),
     ("POST", f"{CONCEPT}/rename", answered(rename)),
     ("POST", f"{CONCEPT}/remove", answered(remove)),
