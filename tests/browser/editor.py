@@ -14,6 +14,7 @@ import pytest
 
 NO_BROWSER = "no browser tests: they need pip install 'seqlora[browser]' and a Chromium (/usr/bin/chromium or CHROMIUM)"
 RENDERERS = ("classic", "nodes2")
+MINUTE = 60_000  # milliseconds: where other things compute beside it, a page takes its time
 THEMES = ("dark", "light")
 ARGUMENTS = (
     "--no-sandbox",
@@ -63,8 +64,8 @@ class Editor:
         self.url, self.renderer = url, renderer
         self.settings = SETTINGS | {"Comfy.VueNodes.Enabled": renderer == "nodes2", "Comfy.ColorPalette": theme} | settings
         self.problems: list[str] = []
-        self._context = browser.new_context(viewport={"width": 1400, "height": 1000})
-        self._context.set_default_timeout(20_000)
+        self._context = browser.new_context(viewport={"width": 1400, "height": 1200})
+        self._context.set_default_timeout(MINUTE)
         self._context.route(re.compile(r"/api/settings(/|$)"), self._answer_settings)
         self.page = self._context.new_page()
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error.message}\n{error.stack}"))
@@ -81,7 +82,8 @@ class Editor:
         self._wait()
 
     def clear(self) -> None:
-        """An empty workflow, and no problem remembered."""
+        """An empty workflow, no message left over, and no problem remembered."""
+        self.page.evaluate("() => window.app.extensionManager.toast.removeAll()")
         self.load({"nodes": [], "links": [], "version": 0.4})
         self.problems.clear()
 
@@ -108,6 +110,14 @@ class Editor:
         self.settle()
         return made
 
+    @property
+    def workflow_id(self) -> str:
+        return self.page.evaluate("() => window.app.rootGraph.id")
+
+    def height(self, node: int) -> float:
+        """Of a node of the graph that is open, in pixels, without its title."""
+        return self.page.evaluate("(id) => window.app.canvas.graph.getNodeById(id).size[1]", node)
+
     def look_at(self, left: float = 0, top: float = 0, scale: float = 1) -> None:
         """Moves the canvas: the point (left, top) of the graph goes to the corner below the editor's bars."""
         self.page.evaluate(
@@ -120,6 +130,11 @@ class Editor:
             [left, top, scale],
         )
         self.settle()
+
+    def look_at_node(self, node: int) -> None:
+        """Moves the canvas to a node of the graph that is open."""
+        left, top = self.page.evaluate("(id) => [...window.app.canvas.graph.getNodeById(id).pos]", node)
+        self.look_at(left - 20, top - 40)
 
     def set(self, setting: str, value: Any) -> None:
         self.settings[setting] = value

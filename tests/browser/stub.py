@@ -101,7 +101,7 @@ class StubServer:
     # --- what the browser asks --------------------------------------------------------------------------------------
 
     def _in_loop(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     async def _start(self) -> int:
         api = web.RouteTableDef()
@@ -136,7 +136,7 @@ class StubServer:
         app.router.add_get("/templates/{path:.*}", _answers([]))
         app.router.add_get("/", self._index)
         app.router.add_static("/", STATIC)
-        self._runner = web.AppRunner(app)
+        self._runner = web.AppRunner(app, shutdown_timeout=1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
