@@ -157,7 +157,8 @@ class Tab {
     make('div', { class: 'seqlora-card-text' },
       make('h4', {}, name),
       make('p', {}, trigger && this.#copier(library, concept), kind && make('span', { class: 'seqlora-kind' }, kind)),
-      facts(this.t('library.rank', { rank: concept.rank }), size(concept.size), this.#date(concept.created)),
+      facts(this.t('library.rank', { rank: concept.rank }), size(concept.size)),
+      facts(this.#date(concept.created)),
       make('div', { class: 'seqlora-actions' },
         act('use', 'plus', () => this.place({ library, concept: name }), 'seqlora-use'),
         act('rename', 'pencil', () => this.#rename(library, name)),
@@ -212,7 +213,7 @@ class Tab {
 }
 
 function facts(...told) {
-  return make('p', { class: 'seqlora-muted seqlora-facts' }, told.map((fact) => make('span', {}, fact)))
+  return make('p', { class: 'seqlora-muted' }, told.join(' \u00b7 '))
 }
 
 function matches({ name, trigger, class_word: kind }, words) {

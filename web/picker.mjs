@@ -1,6 +1,7 @@
 // On Apply Composed SeqLoRA, under the text: the library's concepts by their pictures. They show what the text selects and edit
 // it; the text is all there is, nothing else is saved.
 import { make } from './elements.mjs'
+import { forwardToCanvas } from './hosting.mjs'
 import { change, parse } from './selection.mjs'
 import { openShelf } from './shelf.mjs'
 import { libraryOf } from './upstream.mjs'
@@ -10,6 +11,8 @@ export const APPLY = 'SeqLoRA_ApplyComposed'
 const HEIGHT = 190
 const TEXT_HEIGHT = 90
 const MOST = 100 // strengths, up and down
+
+let made = 0
 
 export function picker({ app, api, t }) {
   const shelf = openShelf(api)
@@ -45,10 +48,14 @@ class Picker {
     this.status = make('p', { class: 'seqlora-picker-status', role: 'status' })
     this.list = make('ul', { class: 'seqlora-tiles' })
     this.element = make('div', { class: 'seqlora-picker', 'data-capture-wheel': 'true' }, this.status, this.list)
-    this.element.addEventListener('wheel', (event) => this.#scroll(event), { passive: false })
-    const widget = node.addDOMWidget('picker', 'seqlora_picker', this.element, { serialize: false, getMinHeight: () => HEIGHT })
+    this.list.addEventListener('wheel', (event) => this.#scroll(event))
+    forwardToCanvas(this.element, this.app)
+    // Nodes 2.0 would go on showing the element of a node that undo replaced, if its widget were of the same type.
+    const type = `seqlora_picker_${made++}`
+    const widget = node.addDOMWidget('picker', type, this.element, { serialize: false, getMinHeight: () => HEIGHT })
     widget.serialize = false
     this.text.options.getMinHeight = () => TEXT_HEIGHT // else the tiles would leave it a line and a half
+    node.expandToFitContent()
     this.#follow(this.text, 'callback', () => this.#showSelection())
     this.#follow(node, 'onConnectionsChange', () => queueMicrotask(() => this.refresh()))
     this.#say(this.t('picker.connect'))
@@ -136,11 +143,9 @@ class Picker {
     this.element.classList.toggle('seqlora-empty', !this.#tiles.size)
   }
 
-  // The wheel scrolls the tiles where there is something to scroll, else the canvas.
+  // The wheel is the canvas's where there is nothing to scroll.
   #scroll(event) {
-    if (!event.ctrlKey && this.list.scrollHeight > this.list.clientHeight) return
-    event.preventDefault()
-    this.app.canvas.processMouseWheel(event)
+    if (!event.ctrlKey && this.list.scrollHeight > this.list.clientHeight) event.stopPropagation()
   }
 
   #follow(owner, hook, act) {

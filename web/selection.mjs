@@ -64,11 +64,11 @@ function read(said) {
   if (!plain) return { name: null, strength: NaN }
   const colon = plain.lastIndexOf(':')
   if (colon < 0) return { name: plain, strength: 1 }
-  return { name: trim(plain.slice(0, colon)), strength: number(trim(plain.slice(colon + 1))) }
+  return { name: trim(plain.slice(0, colon)), strength: number(plain.slice(colon + 1)) }
 }
 
 function number(written) {
-  const plain = written.replace(/\p{Nd}/gu, digit)
+  const plain = written.replace(/^[^\S\ufeff]+/, '').replace(/\p{Nd}/gu, digit) // a few spaces fewer than elsewhere, as in Python
   const value = NUMBER.test(plain) ? Number(plain.replaceAll('_', '')) : NaN
   return Math.abs(value) <= 100 ? value : NaN
 }
