@@ -76,7 +76,8 @@ def test_it_is_found_added_and_teaches(server: HostServer, host_editor: Editor):
         """async ([name, values]) => {
             const { app } = window
             await app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions') // the folder is new
-            const [model, node] = ['SeqLoRA_DemoModel', name].map((t) => app.graph.nodes.find((n) => [n.type, n.title].includes(t)))
+            const model = app.graph.nodes.find((one) => one.type === 'SeqLoRA_DemoModel')
+            const node = app.graph.nodes.find((one) => one.title === name)
             node.inputs.slice(0, 3).forEach((slot, number) => model.connect(number, node, number))
             for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name]
         }""",
