@@ -112,6 +112,7 @@ class Training:
         with self._lock:
             self.phase, self.note = phase, note or self.note
             if taught and taught.reused:
+                self.note = "It was taught before with the same inputs; nothing was done."
                 self.step, self.steps = taught.report["steps"], taught.record.settings["steps"]
                 for number, loss in enumerate(taught.losses, 1):
                     self.loss = _short(loss)
