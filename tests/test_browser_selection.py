@@ -16,7 +16,22 @@ from tests.browser.stub import StubServer
 KNOWN = ["cat", "dog", "L\u00f3ve \u2764", "two words"]
 NAMES = [*KNOWN, "*", "*", "Lo\u0301ve \u2764", "bird", "Cat", "two  words", "\ufeffcat", "a:b"]
 NUMBERS = ["1", "0.8", "0", "-0.5", "+2", ".5", "5.", "1e-1", "1E2", "1_0", "100", "100.5", "1e400", "-0", "0x10", "inf", "nan"]
-NUMBERS += ["", "strong", "1__0", "_1", "1_", "1 0", "\uff10.\uff15", "\u0661", "\U0001d7d7", "\u00bd", "1,5", "1e", "--1", "\u2212" + "1"]
+NUMBERS += [
+    "",
+    "strong",
+    "1__0",
+    "_1",
+    "1_",
+    "1 0",
+    "\uff10.\uff15",
+    "\u0661",
+    "\U0001d7d7",
+    "\u00bd",
+    "1,5",
+    "1e",
+    "--1",
+    "\u2212" + "1",
+]
 SPACES = ["", "", "", " ", "\t", "\u00a0", "\u3000", "\x1f", "\u2003", "\ufeff", "\u200b"]
 ENDS = ["\n", "\n", "\n", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"]
 REMARKS = ["", "", "", "# dog", " # for L\u00f3ve: 2", "#", "## *"]

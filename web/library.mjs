@@ -27,7 +27,7 @@ export function library({ app, api, t }) {
 }
 
 class Tab {
-  #open = null // names of the libraries that are unfolded; the first one until anybody folds any
+  #folds = new Map() // library -> whether the user wants it unfolded; otherwise only the first is
   #isShown = false
   #turn = 0
 
@@ -56,7 +56,7 @@ class Tab {
     place.replaceChildren(this.root)
     place.style.height = '100%'
     this.#isShown = true
-    this.#refresh()
+    this.shelf.reload()
   }
 
   hide() {
@@ -69,8 +69,7 @@ class Tab {
     let content
     try {
       const libraries = await this.shelf.libraries()
-      this.#open ??= new Set(libraries.slice(0, 1).map(({ name }) => name))
-      const sections = await Promise.all(libraries.map((told) => this.#section(told, words)))
+      const sections = await Promise.all(libraries.map((told, index) => this.#section(told, words, index === 0)))
       content = sections.filter(Boolean)
       if (!libraries.length) content = this.#first()
       else if (!content.length) content = make('p', { class: 'seqlora-hint' }, this.t('library.nothing', { words: this.search.value }))
@@ -96,9 +95,9 @@ class Tab {
       }, this.t('library.templates')))
   }
 
-  async #section(told, words) {
+  async #section(told, words, isFirst) {
     const { name } = told
-    const isOpen = words.length > 0 || this.#open.has(name)
+    const isOpen = words.length > 0 || (this.#folds.get(name) ?? isFirst)
     const library = isOpen && !told.problem ? await this.shelf.library(name).catch((error) => ({ problem: error.message })) : null
     const problem = told.problem || library?.problem
     const concepts = (library?.concepts ?? []).filter((concept) => matches(concept, words))
@@ -111,15 +110,15 @@ class Tab {
     return make('section', { class: 'seqlora-library', 'aria-label': name },
       make('h3', {}, make('button', {
         type: 'button', class: 'seqlora-fold', 'aria-expanded': String(isOpen), 'data-key': `fold ${name}`,
-        onclick: () => this.#fold(name)
+        onclick: () => this.#fold(name, !isOpen)
       }, icon(isOpen ? 'chevron-down' : 'chevron-right'),
       make('span', { class: 'seqlora-library-name' }, name),
       make('span', { class: 'seqlora-count' }, problem ? icon('exclamation-triangle') : String(told.concepts)))),
       inside)
   }
 
-  #fold(name) {
-    if (!this.#open.delete(name)) this.#open.add(name)
+  #fold(name, isOpen) {
+    this.#folds.set(name, isOpen)
     this.#refresh()
   }
 

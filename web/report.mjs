@@ -3,8 +3,7 @@ import { make, icon } from './elements.mjs'
 import { number } from './words.mjs'
 
 export async function showReport({ t, shelf }, library) {
-  const theme = document.documentElement.classList.contains('dark-theme') ? 'dark' : 'light'
-  const src = shelf.reportPicture(library, theme)
+  const src = shelf.reportPicture(library)
   const opener = document.activeElement
   const status = make('p', { class: 'seqlora-hint', role: 'status' }, t('library.reportMaking'))
   const inside = make('div', { class: 'seqlora-report-inside' }, status)

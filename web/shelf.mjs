@@ -23,13 +23,19 @@ class Shelf {
 
   constructor(api) {
     this.#api = api
-    api.addEventListener('seqlora.library', () => this.#forget())
-    api.addEventListener('reconnected', () => this.#forget()) // what was said meanwhile went unheard
+    api.addEventListener('seqlora.library', () => this.reload())
+    api.addEventListener('reconnected', () => this.reload()) // what was said meanwhile went unheard
   }
 
   // Calls `listener` whenever any library may have changed.
   onChange(listener) {
     this.#listeners.add(listener)
+  }
+
+  // What the server was not asked to change, nobody tells of: a folder copied in, the command line.
+  reload() {
+    this.#kept.clear()
+    for (const listener of this.#listeners) listener()
   }
 
   libraries() {
@@ -44,8 +50,8 @@ class Shelf {
     return this.#ask(`${at(name)}/report`)
   }
 
-  reportPicture(name, theme) {
-    return this.#api.apiURL(`${at(name)}/report.png?theme=${theme}`)
+  reportPicture(name) {
+    return this.#api.apiURL(`${at(name)}/report.png`)
   }
 
   rename(library, concept, to) {
@@ -75,11 +81,6 @@ class Shelf {
       this.#kept.set(path, answer)
     }
     return this.#kept.get(path)
-  }
-
-  #forget() {
-    this.#kept.clear()
-    for (const listener of this.#listeners) listener()
   }
 
   async #ask(path, body) {
