@@ -10,12 +10,13 @@ ARGS ?=
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test check torture micro bench-emoji bench-step clean
+.PHONY: help setup demo test check screenshots torture micro bench-emoji bench-step clean
 
 help:
 	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
 	@echo "make test        run the tests (tests of the nodes need a ComfyUI, see COMFYUI_PATH in the README)"
 	@echo "make check       lint, formatting and types"
+	@echo "make screenshots take every picture of the editor anew (needs a ComfyUI and a Chromium)"
 	@echo "make torture     kill, fill, spoil and race until something breaks (about half an hour; PARTS=\"kill disk\" for some)"
 	@echo "make bench-emoji Emoji-101: SeqLoRA beside its baselines (many hours; goes on where it was stopped)"
 	@echo "make bench-step  cost of a training step beside plain LoRA"
@@ -34,6 +35,9 @@ check: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy seqlora
+
+screenshots: $(INSTALLED)
+	. scripts/env.sh && $(PYTHON) -m scripts.screenshots $(ARGS)
 
 torture: $(INSTALLED)
 	. scripts/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m scripts.torture $(PARTS) $(ARGS)
