@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser.editor import RENDERERS, Editor, open_chromium
+from tests.browser.editor import NO_BROWSER, RENDERERS, Editor, has_browser, open_chromium
 from tests.hosts import NO_HOST, HostServer, find_host
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def server(host: tuple[Path, Path]) -> Iterator[HostServer]:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """A browser, shared by all tests; without one they are skipped."""
+    if not has_browser():
+        pytest.skip(NO_BROWSER)
     with open_chromium() as browser:
         yield browser
 
@@ -85,4 +87,5 @@ def host_editor(request: pytest.FixtureRequest, server: HostServer, editors: Cal
     opened = editors(f"http://127.0.0.1:{server.port}", request.param)
     opened.clear()
     yield opened
+    server.interrupt()  # whatever a test that failed has left running
     assert opened.problems == []

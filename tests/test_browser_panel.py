@@ -5,14 +5,20 @@ ComfyUI that trains.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
 from tests.browser.editor import MINUTE, THEMES, Editor, read_workflow
-from tests.browser.stub import StubServer
+from tests.browser.snapshot import SNAPSHOT, nodes_of
+from tests.hosts import HostServer
+
+if TYPE_CHECKING:
+    from tests.browser.stub import StubServer  # needs what a machine without a browser lacks
 
 TRAIN = "SeqLoRA_TrainConcept"
 
@@ -237,7 +243,7 @@ def test_inside_a_subgraph(editor: Editor, stub: StubServer):
     node = editor.add(TRAIN)
     outer, inner = editor.page.evaluate(
         """(id) => {
-            const { graph, canvas } = window.app
+            const { graph } = window.app
             const { node, subgraph } = graph.convertToSubgraph(new Set([graph.getNodeById(id)]))
             return [String(node.id), String(subgraph.nodes[0].id)]
         }""",
@@ -336,3 +342,103 @@ def test_accessibility(editor: Editor, stub: StubServer, theme: str):
             assert editor.violations(".seqlora-panel") == []
     finally:
         editor.set("Comfy.ColorPalette", THEMES[0])
+
+
+# --- At a real ComfyUI --------------------------------------------------------------------------------------------------
+
+
+def find_node(editor: Editor, words: str) -> list[str]:
+    """What the editor's search for nodes answers."""
+    editor.page.evaluate("() => window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    search = editor.page.get_by_placeholder("Add a node")
+    search.fill(words)
+    results = editor.page.get_by_test_id("result-item")
+    expect(results.filter(has_text="SeqLoRA").first).to_be_visible()
+    found = results.all_inner_texts()
+    search.press("Escape")
+    return found
+
+
+def test_nodes_are_found_by_name_and_alias(editor: Editor):
+    for words, title in (("train seqlora", "Train SeqLoRA Concept"), ("lora stack", "Apply Composed SeqLoRA")):
+        assert any(title in line for line in find_node(editor, words)), words
+
+
+@pytest.mark.host
+def test_nodes_are_found_at_the_host(host_editor: Editor):
+    assert any("Train SeqLoRA Concept" in line for line in find_node(host_editor, "train seqlora"))
+
+
+@pytest.mark.host
+def test_the_stub_tells_what_the_host_tells(server: HostServer):
+    """Node ids, inputs, their order and defaults are public: whoever changes them on purpose runs
+    `python -m tests.browser.snapshot`.
+    """
+    assert nodes_of(server) == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("name", ["teach_two_concepts", "compose_two_concepts"])
+def test_a_workflow_is_saved_as_it_was_opened(host_editor: Editor, name: str):
+    host_editor.load(read_workflow(name))
+    before = host_editor.saved()
+    host_editor.load(before)
+    assert host_editor.saved() == before
+
+
+def teach(editor: Editor, concept: str) -> int:
+    """Runs the example workflow with its first training only, for longer than a test lasts; the id of that node."""
+    editor.load(read_workflow("teach_two_concepts"))
+    widgets = {"concept_name": concept, "trigger": "zorv", "steps": 4000, "batch_size": 1, "preview_every": 5}
+    node = editor.page.evaluate(
+        """([kind, values]) => {
+            const { graph } = window.app
+            const [first, second] = graph.nodes.filter((node) => node.type === kind)
+            graph.remove(second)
+            for (const widget of first.widgets) if (widget.name in values) widget.value = values[widget.name]
+            return Number(first.id)
+        }""",
+        [TRAIN, widgets],
+    )
+    editor.look_at_node(node)
+    editor.page.get_by_role("button", name="Run", exact=True).first.click()
+    learning = re.compile(r"[1-9]\d* / 4,000")
+    expect(panel(editor, concept)).to_contain_text(learning, timeout=5 * MINUTE)  # the library's first one measures the model
+    return node
+
+
+def concepts(server: HostServer) -> list[str]:
+    """Of all libraries."""
+    names = [library["name"] for library in server.get("/seqlora/libraries")["libraries"]]
+    return [concept["name"] for name in names for concept in server.get(f"/seqlora/libraries/{quote(name)}")["concepts"]]
+
+
+@pytest.mark.host
+def test_a_training_streams_into_the_panel_and_is_stopped_and_kept(host_editor: Editor, server: HostServer):
+    concept = f"crab in {host_editor.renderer}"
+    teach(host_editor, concept)
+    shown = panel(host_editor, concept)
+    expect(shown.get_by_text("Orthogonality error")).to_be_visible()
+    picture = shown.get_by_role("img", name=re.compile(f"{concept} at step"))
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    expect(shown.locator(".seqlora-raw")).to_have_attribute("d", re.compile("L.*L"))
+    shown.get_by_role("button", name="Stop and keep").click()
+    expect(shown).to_contain_text(f"Stopped and kept {concept}")
+    expect(shown).to_contain_text(re.compile(r"Stopped at step \d+ of 4,000"))
+    expect(host_editor.page.locator(".p-toast-message").filter(has_text=f"Learned {concept}")).to_have_count(1)
+    assert concept in concepts(server)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("host_editor", ["classic"], indirect=True)
+def test_a_reload_while_it_trains_and_a_cancellation(host_editor: Editor, server: HostServer):
+    node = teach(host_editor, "gnu")
+    host_editor.reload()
+    host_editor.look_at_node(node)
+    shown = panel(host_editor, "gnu")
+    expect(shown).to_contain_text("Learning gnu")
+    expect(shown.locator(".seqlora-raw")).to_have_attribute("d", re.compile("M0.3 .*L"))  # from the first step on
+    shown.get_by_role("button", name="Cancel").click()
+    expect(shown).to_contain_text("gnu cancelled")
+    expect(shown).to_contain_text(re.compile(r"Run the same again to go on from step [1-9]\d*\."))
+    assert "gnu" not in concepts(server)

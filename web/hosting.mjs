@@ -4,7 +4,7 @@ const MARGIN = 8
 const inVue = () => globalThis.LiteGraph.vueNodesMode
 
 // Puts `element` at the end of `node`. The answer, a function, takes a change of the element's content and makes room for it.
-export function hosted(node, name, element) {
+export function hosted(app, node, name, element) {
   const content = element.firstElementChild
   let own = node.size[1] // height without the element
   let fitted = own // height that the element and its node agreed on
@@ -30,7 +30,7 @@ export function hosted(node, name, element) {
       adopt()
       const wanted = Math.max(own, node.computeSize()[1])
       if (wanted !== node.size[1]) node.setSize([node.size[0], wanted])
-      node.setDirtyCanvas(true, true)
+      app.canvas.setDirty(true, true) // not the node's graph, which may be a subgraph that is not open
     }
     fitted = node.size[1]
   }

@@ -36,7 +36,7 @@ export function panel({ app, api, t }) {
     if (!shown.has(node)) {
       const view = trainingView({ t, keep, cancel, picture })
       forwardToCanvas(view.element, app)
-      shown.set(node, { view, fit: hosted(node, 'seqlora_training', view.element) })
+      shown.set(node, { view, fit: hosted(app, node, 'seqlora_training', view.element) })
     }
     const { view, fit } = shown.get(node)
     view.show(training, fit)

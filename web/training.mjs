@@ -149,8 +149,8 @@ export function trainingView({ t, keep, cancel, picture }) {
   function outcome({ phase, step, steps, keep, note }) {
     if (phase === 'failed') return note
     if (phase === 'cancelled') return t(step ? 'panel.ended.cancelled' : 'panel.ended.undone', { step: number(step) })
-    const early = keep && step < steps ? ` ${t('panel.ended.early', { step: number(step), steps: number(steps) })}` : ''
-    return t('panel.ended.finished', training) + early
+    const early = keep && step < steps && t('panel.ended.early', { step: number(step), steps: number(steps) })
+    return [t('panel.ended.finished', training), early, note].filter(Boolean).join(' ')
   }
 
   function speed(rate) {

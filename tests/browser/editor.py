@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -10,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-NO_BROWSER = "no browser tests: they need pip install 'seqlora[browser]' and a Chromium (/usr/bin/chromium or CHROMIUM)"
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+NO_BROWSER = f"no browser: that takes a Chromium (now {CHROMIUM}; CHROMIUM names another) and pip install 'seqlora[browser]'"
 RENDERERS = ("classic", "nodes2")
 MINUTE = 60_000  # milliseconds: where other things compute beside it, a page takes its time
 THEMES = ("dark", "light")
@@ -26,30 +26,23 @@ ARGUMENTS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing but the server under test is reached
 )
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Locale": "en"}
-# axe's rules for what the issue of contrast, names and keyboard is about; levels that count are in `violations`.
-SERIOUS = ("serious", "critical")
+SERIOUS = ("serious", "critical")  # of what axe-core finds
 
 
-def find_chromium() -> Path | None:
-    path = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-    return path if path.is_file() else None
+def has_browser() -> bool:
+    packages = ("aiohttp", "axe_playwright_python", "comfyui_frontend_package", "playwright")
+    return CHROMIUM.is_file() and all(importlib.util.find_spec(package) for package in packages)
 
 
 @contextmanager
 def open_chromium() -> Iterator[Any]:
-    """A headless Chromium; skips the test that asks where there is none, or no package to drive it."""
-    try:
-        import aiohttp  # noqa: F401
-        import axe_playwright_python  # noqa: F401
-        import comfyui_frontend_package  # noqa: F401
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.skip(NO_BROWSER)
-    path = find_chromium()
-    if path is None:
-        pytest.skip(NO_BROWSER)
+    """A headless Chromium."""
+    if not has_browser():
+        raise RuntimeError(NO_BROWSER)
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         yield browser
         browser.close()
 
@@ -78,6 +71,8 @@ class Editor:
 
     def reload(self) -> None:
         """The user presses F5; the editor brings the open workflow back by itself."""
+        self.page.evaluate("() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+        self.page.wait_for_timeout(800)  # it writes a draft half a second after a change
         self.page.reload()
         self._wait()
 
@@ -88,12 +83,21 @@ class Editor:
         self.problems.clear()
 
     def load(self, workflow: dict[str, Any]) -> None:
-        self.page.evaluate("async (workflow) => { await window.app.loadGraphData(workflow) }", workflow)
+        """Opens a workflow in place of the one that is open."""
+        self.page.evaluate(
+            """async (workflow) => {
+                const { activeWorkflow } = window.app.extensionManager.workflow
+                await window.app.loadGraphData(workflow, true, true, activeWorkflow)
+            }""",
+            workflow,
+        )
         self.settle()
 
     def saved(self) -> dict[str, Any]:
-        """The open workflow as the editor would write it to a file."""
-        return self.page.evaluate("() => JSON.parse(JSON.stringify(window.app.rootGraph.serialize()))")
+        """The open workflow as the editor would write it to a file, but for the part of the canvas that is in view."""
+        workflow = self.page.evaluate("() => JSON.parse(JSON.stringify(window.app.rootGraph.serialize()))")
+        workflow["extra"].pop("ds", None)
+        return workflow
 
     def add(self, kind: str, at: tuple[int, int] = (80, 80), **widgets: Any) -> int:
         """Puts a node into the graph and returns its id."""
@@ -166,8 +170,8 @@ class Editor:
 
     def _wait(self) -> None:
         self.page.wait_for_function(
-            "() => window.app?.graph && window.LiteGraph?.registered_node_types?.SeqLoRA_TrainConcept"
-            " && window.app.extensionManager && !document.querySelector('#splash-loader')"
+            "() => window.LiteGraph?.registered_node_types?.SeqLoRA_TrainConcept"
+            " && window.app?.extensionManager?.workflow?.activeWorkflow?.activeState"
         )
         self.settle()
 

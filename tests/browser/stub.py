@@ -21,8 +21,9 @@ import comfyui_frontend_package
 from aiohttp import WSMsgType, web
 from PIL import Image
 
+from tests.browser.snapshot import SNAPSHOT
+
 PACK = Path(__file__).resolve().parents[2]
-OBJECT_INFO = Path(__file__).with_name("object_info.json")
 STATIC = Path(comfyui_frontend_package.__file__).parent / "static"
 LISTS = ("losses", "figures", "previews")
 
@@ -167,7 +168,7 @@ class StubServer:
         return socket
 
     async def _object_info(self, request: web.Request) -> web.Response:
-        info = json.loads(OBJECT_INFO.read_text(encoding="utf-8"))
+        info = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
         info["SeqLoRA_LoadLibrary"]["input"]["required"]["name"][1]["options"] = list(self.libraries)
         return web.json_response(info)
 
