@@ -447,6 +447,7 @@ class HostModel:
         # Models with distilled guidance are taught as they are without it.
         self._extra = {"guidance": 1.0} if base.model_config.unet_config.get("guidance_embed") else {}
         self._shape: tuple[int, ...] = ()  # of the first picture's latents
+        self._prompts: dict[str, Any] = {}  # conditionings of what is drawn
 
     def layers(self, targets: str) -> dict[str, nn.Module]:
         return choose_layers(self.patcher.model.diffusion_model, targets)
@@ -495,11 +496,14 @@ class HostModel:
         return [picture.reshape(-1, *picture.shape[-3:])[0].float().cpu().clone() for picture in pictures]
 
     def _conditioning(self, text: str) -> list[Any]:
-        """As a prompt node gives it, and for models with distilled guidance as one that sets it."""
-        with torch.inference_mode():
-            encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-        extra = {"guidance": 3.5} if self._extra else {}
-        return [[ordinary(cond), ordinary(options) | extra] for cond, options in encoded]
+        """As a prompt node gives it, and for models with distilled guidance as one that sets it. Encoded once: a large text
+        encoder pushes the model out."""
+        if text not in self._prompts:
+            with torch.inference_mode():
+                encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            extra = {"guidance": 3.5} if self._extra else {}
+            self._prompts[text] = [[ordinary(cond), ordinary(options) | extra] for cond, options in encoded]
+        return self._prompts[text]
 
     def _guidance(self) -> float:
         """The usual cfg of this kind of model."""
