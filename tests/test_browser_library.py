@@ -236,6 +236,16 @@ def test_by_button_into_the_selected_node_and_inside_a_subgraph(editor: Editor, 
     assert of_type(editor, APPLY) == []
 
 
+def test_load_offers_what_was_made_after_the_page_was_opened(stub: StubServer, editor: Editor):
+    load = editor.add(LOAD)
+    stub.libraries = {"new": shelf("new")}
+    stub.send("seqlora.library", {"name": "new"})
+    offered = f"app.graph.getNodeById({load}).widgets[0].options.values"
+    editor.page.wait_for_function(f"() => String({offered}) === 'new'")
+    load = editor.add(LOAD)
+    editor.page.wait_for_function(f"() => String(app.graph.getNodeById({load}).widgets[0].options.values) === 'new'")
+
+
 # --- What it changes ----------------------------------------------------------------------------------------------------
 
 

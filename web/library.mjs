@@ -1,17 +1,30 @@
 // The sidebar tab with all libraries: what they hold, how full they are; concepts are found, copied, renamed, removed, and dragged
 // into the graph.
 import { make, icon } from './elements.mjs'
-import { DRAGGED, listenForDrops, placing } from './placing.mjs'
+import { APPLY } from './picker.mjs'
+import { DRAGGED, LOAD, listenForDrops, placing } from './placing.mjs'
 import { showReport } from './report.mjs'
 import { openShelf } from './shelf.mjs'
+import { allNodes } from './upstream.mjs'
 import { number } from './words.mjs'
 
 const MEGABYTE = { style: 'unit', unit: 'megabyte', maximumSignificantDigits: 2 }
 
 export function library({ app, api, t }) {
+  const shelf = openShelf(api)
+
+  // Load nodes offer what is there now; the host's list is as old as the page.
+  async function offer(nodes) {
+    const loads = nodes.filter(({ comfyClass }) => comfyClass === LOAD)
+    if (!loads.length) return
+    const names = (await shelf.libraries().catch(() => [])).map(({ name }) => name)
+    if (names.length) for (const node of loads) node.widgets.find(({ name }) => name === 'name').options.values = names
+  }
+
   return {
     setup() {
-      const tab = new Tab({ app, t, shelf: openShelf(api) })
+      shelf.onChange(() => offer(allNodes(app)))
+      const tab = new Tab({ app, t, shelf })
       app.extensionManager.registerSidebarTab({
         id: 'seqlora-concepts', icon: 'pi pi-book', type: 'custom',
         title: t('library.title'), tooltip: t('library.tooltip'),
@@ -20,8 +33,9 @@ export function library({ app, api, t }) {
       })
     },
     nodeCreated(node) {
+      offer([node])
       // The host marks a node over which something is dragged that it takes.
-      if (node.comfyClass === 'SeqLoRA_ApplyComposed') node.onDragOver = (event) => event.dataTransfer.types.includes(DRAGGED)
+      if (node.comfyClass === APPLY) node.onDragOver = (event) => event.dataTransfer.types.includes(DRAGGED)
     }
   }
 }

@@ -4,7 +4,7 @@ import { make } from './elements.mjs'
 import { forwardToCanvas } from './hosting.mjs'
 import { change, parse } from './selection.mjs'
 import { openShelf } from './shelf.mjs'
-import { libraryOf } from './upstream.mjs'
+import { allNodes, libraryOf } from './upstream.mjs'
 
 export const APPLY = 'SeqLoRA_ApplyComposed'
 // In pixels, at least: a row of tiles and a few lines of text. More is a matter of the node's size.
@@ -19,10 +19,7 @@ export function picker({ app, api, t }) {
   const pickers = new WeakMap() // by node
 
   function refreshAll() {
-    if (!app.rootGraph) return
-    for (const graph of [app.rootGraph, ...app.rootGraph.subgraphs.values()]) {
-      for (const node of graph.nodes) pickers.get(node)?.refresh()
-    }
+    for (const node of allNodes(app)) pickers.get(node)?.refresh()
   }
 
   return {

@@ -4,7 +4,7 @@ import { change, parse } from './selection.mjs'
 import { LIBRARY, libraryOf } from './upstream.mjs'
 
 export const DRAGGED = 'application/x-seqlora-concept'
-const LOAD = 'SeqLoRA_LoadLibrary'
+export const LOAD = 'SeqLoRA_LoadLibrary'
 const GAP = 60 // between nodes, in the graph's units
 
 export function placing({ app, t, shelf }) {
@@ -53,9 +53,7 @@ export function placing({ app, t, shelf }) {
   function makeLoad([x, y], library, before = false) {
     const load = makeNode(LOAD, [x, y])
     if (before) load.pos = [x - load.size[0] - GAP, y]
-    const name = load.widgets.find((widget) => widget.name === 'name')
-    if (!name.options.values.includes(library)) name.options.values.push(library) // made after the page was loaded
-    name.value = library
+    load.widgets.find(({ name }) => name === 'name').value = library
     return load
   }
 

@@ -61,6 +61,10 @@ function origin(app, node, input, hosts) {
 
 // A subgraph may be used in several places; seen from inside, the first stands for all.
 function hostOf(app, graph) {
-  const graphs = [app.rootGraph, ...app.rootGraph.subgraphs.values()]
-  return graphs.flatMap(({ nodes }) => nodes).find((node) => node.isSubgraphNode?.() && node.subgraph === graph)
+  return allNodes(app).find((node) => node.isSubgraphNode?.() && node.subgraph === graph)
+}
+
+// Of the open workflow, those inside of subgraphs too.
+export function allNodes(app) {
+  return app.rootGraph ? [app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap(({ nodes }) => nodes) : []
 }
