@@ -3,6 +3,7 @@ reason."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -13,6 +14,7 @@ import pytest
 
 from tests.browser.editor import NO_BROWSER, RENDERERS, Editor, has_browser, open_chromium
 from tests.hosts import NO_HOST, HostServer, find_host
+from tests.small import SmallModel, small_library
 
 if TYPE_CHECKING:
     from tests.browser.stub import StubServer
@@ -32,6 +34,21 @@ def server(host: tuple[Path, Path]) -> Iterator[HostServer]:
     """One running ComfyUI with this pack, shared by all tests."""
     with HostServer() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small library with two taught concepts, cat and dog; not to be changed."""
+    return small_library(tmp_path_factory.mktemp("small") / "pets", SmallModel()).path
+
+
+@pytest.fixture
+def host_pets(server: HostServer, pets: Path) -> Iterator[Path]:
+    """The same where the real ComfyUI finds it, as "small pets"."""
+    place = server.models_dir / "seqlora" / "small pets"
+    shutil.copytree(pets, place)
+    yield place
+    shutil.rmtree(place)
 
 
 @pytest.fixture(scope="session")

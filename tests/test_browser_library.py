@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from seqlora.library import Library
 from tests.browser.editor import THEMES, Editor
 from tests.browser.shelves import shelf
 from tests.browser.stub import StubServer
-from tests.hosts import HostServer
-from tests.small import SmallModel, small_library
 
 APPLY, LOAD = "SeqLoRA_ApplyComposed", "SeqLoRA_LoadLibrary"
 once = pytest.mark.parametrize("editor", ["classic"], indirect=True)  # what has nothing to do with nodes
@@ -189,6 +186,8 @@ def test_every_control_by_keyboard(editor: Editor, tab: Any):
 
 
 def test_dropped_on_the_canvas_it_makes_a_connected_pair(editor: Editor, tab: Any):
+    drop(editor, "bob", (200, 700))  # on the tab itself
+    assert editor.page.evaluate(NODES) == []
     drop(editor, "bob", (700, 400))
     (load,), (apply,) = of_type(editor, LOAD), of_type(editor, APPLY)
     assert (load["values"], apply["values"], apply["library"]) == (["toys"], ["bob"], load["id"])
@@ -262,20 +261,6 @@ def rename(editor: Editor, tab: Any, concept: str, to: str) -> None:
     dialog.get_by_role("textbox").fill(to)
     dialog.get_by_role("textbox").press("Enter")
     dialog.wait_for(state="detached")
-
-
-@pytest.fixture(scope="session")
-def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_library(tmp_path_factory.mktemp("small") / "pets", SmallModel()).path
-
-
-@pytest.fixture
-def host_pets(server: HostServer, pets: Path) -> Iterator[Path]:
-    """A library of two taught concepts, cat and dog, where the real ComfyUI finds it."""
-    place = server.models_dir / "seqlora" / "small pets"
-    shutil.copytree(pets, place)
-    yield place
-    shutil.rmtree(place)
 
 
 @pytest.mark.host

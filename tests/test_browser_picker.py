@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seqlora.composition import parse_selection
+from seqlora.library import Library
 from tests.browser.editor import THEMES, Editor
 from tests.browser.shelves import shelf
 from tests.browser.stub import StubServer
 
 APPLY, LOAD, CREATE, TRAIN = (f"SeqLoRA_{kind}" for kind in ("ApplyComposed", "LoadLibrary", "CreateLibrary", "TrainConcept"))
-CONNECT = "([from, out, to, into]) => app.graph.getNodeById(from).connect(out, app.graph.getNodeById(to), into)"
+# The editor calls a drag of the mouse one change.
+CONNECT = """([from, out, to, into]) => {
+    app.canvas.emitBeforeChange()
+    app.graph.getNodeById(from).connect(out, app.graph.getNodeById(to), into)
+    app.canvas.emitAfterChange()
+}"""
 
 
 @pytest.fixture
@@ -32,7 +40,7 @@ def apply(toys: StubServer, editor: Editor) -> int:
 
 
 def connect(editor: Editor, source: int, target: int, name: str | int = "library", output: int = 0) -> None:
-    editor.page.evaluate(f"(given) => {{ ({CONNECT})(given) }}", [source, output, target, name])
+    editor.page.evaluate(CONNECT, [source, output, target, name])
     editor.settle()
 
 
@@ -216,3 +224,25 @@ def test_accessible(editor: Editor, apply: int, theme: str):
     editor.set("Comfy.ColorPalette", theme)
     assert editor.violations(".seqlora-picker") == []
     editor.set("Comfy.ColorPalette", "dark")
+
+
+@pytest.mark.host
+def test_with_a_real_library(host_editor: Editor, host_pets: Path):
+    load, node = host_editor.add(LOAD, (60, 60)), host_editor.add(APPLY, (400, 60), concepts="dog  # woof")
+    words = host_editor.add("PrimitiveString", (60, 300), value="small pets")
+    connect(host_editor, load, node)
+    connect(host_editor, words, load, "name")  # a name that comes in by a connection
+    host_editor.look_at()
+    tile(host_editor, "cat").click()
+    strength(host_editor, "cat").fill("0.5")
+    strength(host_editor, "cat").press("Tab")
+    assert text(host_editor, node) == "dog  # woof\ncat: 0.5"
+    picture = host_editor.page.locator(".seqlora-picker img").first
+    assert picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 16
+    saved = host_editor.saved()
+    host_editor.load(saved)
+    tile(host_editor, "cat").wait_for()
+    assert host_editor.saved() == saved
+    prompt = host_editor.page.evaluate("async () => (await app.graphToPrompt()).output")
+    assert parse_selection(prompt[str(node)]["inputs"]["concepts"], Library.open(host_pets).names) == {"cat": 0.5, "dog": 1}
+    assert host_editor.violations(".seqlora-picker") == []
