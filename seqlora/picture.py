@@ -19,7 +19,7 @@ CARD, LINE, GREY = (255, 255, 255), (196, 199, 206), (226, 228, 232)
 TEXT, QUIET = (24, 26, 38), (80, 84, 98)
 LEAST, MOST = 1e-3, 1.0  # shares between which colours differ; the same in every picture, so that pictures can be compared
 MAP_SIDE = 570  # pixels that a heatmap takes, if its cells are not smaller than MIN_CELL
-MIN_CELL, MAX_CELL = 16, 96
+MIN_CELL, MAX_CELL = 16, 130
 LABEL = 210  # pixels that a name may take
 ROWS = 40  # bars in a column
 # Tried in this order for names that Pillow's own font lacks letters for; what the usual systems have.
