@@ -57,6 +57,7 @@ def begin(editor: Editor, stub: StubServer, **known: Any) -> tuple[int, str]:
     stub.tell(training)
     news = {"losses": curve(1, 30), "figures": figures(10), "previews": preview(10) + preview(20), "preview_seconds": 3.0}
     stub.tell(training, phase="training", step=30, steps=80, loss=0.4, rate=4.2, left=11.9, **news)
+    editor.page.locator(".seqlora-training").wait_for()
     editor.look_at_node(node)
     return node, training
 

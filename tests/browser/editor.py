@@ -80,6 +80,7 @@ class Editor:
         """An empty workflow, no message left over, and no problem remembered."""
         self.page.evaluate("() => window.app.extensionManager.toast.removeAll()")
         self.load({"nodes": [], "links": [], "version": 0.4})
+        self.look_at()
         self.problems.clear()
 
     def load(self, workflow: dict[str, Any]) -> None:
@@ -136,9 +137,11 @@ class Editor:
         self.settle()
 
     def look_at_node(self, node: int) -> None:
-        """Moves the canvas to a node of the graph that is open."""
-        left, top = self.page.evaluate("(id) => [...window.app.canvas.graph.getNodeById(id).pos]", node)
-        self.look_at(left - 20, top - 40)
+        """Moves the canvas so that the whole of a node of the graph that is open is in view."""
+        left, top, height = self.page.evaluate(
+            "(id) => { const { pos, size } = window.app.canvas.graph.getNodeById(id); return [...pos, size[1]] }", node
+        )
+        self.look_at(left - 20, top - 40, min(1, (self.page.viewport_size["height"] - 200) / height))
 
     def set(self, setting: str, value: Any) -> None:
         self.settings[setting] = value
