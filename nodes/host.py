@@ -478,10 +478,10 @@ class HostModel:
 
     def draw(self, prompts: Sequence[str], seed: int) -> list[Tensor]:
         """A picture (h, w, 3) in 0..1 for each prompt by the host's own sampler, all from one noise and as large as the first
-        training picture, with whatever is attached to the layers. Afterwards all is as before, random numbers included."""
+        training picture, with whatever is attached to the layers."""
         latent, drawn = torch.zeros(1, *self._shape), []
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
-        with torch.no_grad(), torch.random.fork_rng([self.denoiser.device] if self.denoiser.device.type == "cuda" else []):
+        with torch.no_grad():
             *positive, negative = [self._conditioning(text) for text in (*prompts, "")]
             self.denoiser.load()  # encoding may have pushed it out; and the host's sampler is content with a part of it
             self.denoiser.loaded = False  # as far as we know: sampling and decoding want memory too

@@ -52,9 +52,7 @@ class Previews:
                 {"concept": name, "prompt": prompt, "seed": SEED, "image": self._save(picture, progress.step, number)}
                 for number, ((name, prompt), picture) in enumerate(zip(subjects, drawn, strict=True))
             ]
-        except host.Interrupted:
-            raise
-        except Exception as error:
+        except Exception as error:  # not the host's interrupt, which is none
             self.every = 0
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise SeqLoRAError(f"The preview could not be drawn ({reason}); the training goes on without.") from error

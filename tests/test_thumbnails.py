@@ -41,7 +41,7 @@ def drawn(kind: str, side: int = 16) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("shape", [(24, 24), (700, 300), (16, 2000)])
+@pytest.mark.parametrize("shape", [(24, 24), (SIDE, SIDE), (700, 300), (16, 2000)])
 def test_any_picture_becomes_a_small_one(shape):
     noise = torch.rand(*shape, 3, generator=torch.Generator().manual_seed(0))  # no picture is harder to make small
     kind, data = decode(encode(noise))

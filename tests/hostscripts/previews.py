@@ -19,9 +19,10 @@ import torch
 from comfy_api.latest._io import Hidden, HiddenHolder
 from PIL import Image
 from safetensors.torch import load_file
-from seqlora_pack.nodes import demo_host, host, previews, watching
+from seqlora_pack.nodes import demo_host, host, watching
 from seqlora_pack.nodes.apply import ApplyComposed
 from seqlora_pack.nodes.library import LibraryHandle
+from seqlora_pack.nodes.previews import SEED, Previews
 from seqlora_pack.nodes.train import TrainConcept
 from seqlora_pack.seqlora.library import Library
 
@@ -95,34 +96,36 @@ def state() -> tuple:
     return torch.get_rng_state().numpy().tobytes(), modes, hooks, patcher.model.training
 
 
-def in_use(library: LibraryHandle, prompt: str) -> np.ndarray:
-    """What the host's sampler draws with all concepts of the library applied."""
+def in_use(library: LibraryHandle, prompt: str, concepts: str = "*") -> np.ndarray:
+    """What the host's sampler draws with these concepts of the library applied."""
     with torch.inference_mode(), host.training_model(*models, False) as model:
         model.encode_pictures(list(images))
         latent = torch.zeros(1, *model._shape)
-        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(previews.SEED))
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(SEED))
         conds, guidance = [model._conditioning(text) for text in (prompt, "")], model._guidance()
         scheduler = "simple" if model.denoiser.flow else "normal"
     with torch.inference_mode():
-        applied = ApplyComposed.execute(patcher, library, "*", 1.0).result[0]
+        applied = ApplyComposed.execute(patcher, library, concepts, 1.0).result[0]
         how = (host.DRAWING_STEPS, guidance, "euler", scheduler)
         samples = comfy.sample.sample(applied, noise, *how, *conds, latent, disable_pbar=True, seed=0)
         return vae.decode(samples).reshape(-1, *images.shape[1:])[0].float().numpy()
 
 
+def saved(preview: Previews, picture: torch.Tensor, step: int, number: int) -> dict[str, str]:
+    """Keeps what was drawn, beside the file of it."""
+    place = save(preview, picture, step, number)
+    with Image.open(folder / "temp" / place["subfolder"] / place["filename"]) as shown:
+        assert shown.format == "WEBP" and shown.size == (images.shape[2], images.shape[1])
+    drawn[place["filename"]] = picture.numpy()
+    return place
+
+
 def difference(picture: dict, expected: np.ndarray) -> float:
-    image = picture["image"]
-    shown = Image.open(folder / "temp" / image["subfolder"] / image["filename"])
-    assert shown.format == "WEBP" and shown.size == (images.shape[2], images.shape[1])
-    return float(np.abs(blurred(np.asarray(shown.convert("RGB")) / 255) - blurred(expected)).mean())
+    return float(np.abs(drawn[picture["image"]["filename"]] - expected).max())
 
 
-def blurred(picture: np.ndarray) -> np.ndarray:
-    """What WebP keeps even of pictures that are nearly noise."""
-    height, width, _ = picture.shape
-    return picture.reshape(height // 8, 8, width // 8, 8, 3).mean((1, 3))
-
-
+drawn: dict[str, np.ndarray] = {}
+save, Previews._save = Previews._save, saved
 teach(new_library("first"), "earlier")
 before, outputs = state(), tiny.outputs(patcher) if family != "demo" else None
 alone, watched, broken, stopped = (new_library(name) for name in ("alone", "watched", "broken", "stopped"))
@@ -161,8 +164,7 @@ boot.report(
     seconds=sum(preview["seconds"] for preview in shown["previews"]),
     pictures=[(picture["concept"], picture["prompt"], picture["seed"]) for picture in last],
     in_use=[difference(picture, in_use(watched, picture["prompt"])) for picture in last],
-    apart=difference(last[0], in_use(watched, last[1]["prompt"])),
-    drift=float(np.abs(in_use(watched, last[1]["prompt"]) - in_use(new_library("again"), last[1]["prompt"])).mean()),
+    without=difference(last[1], in_use(watched, last[1]["prompt"], "new")),
     same=same(tensors(alone), tensors(watched)),
     state_kept=state_kept,
     kept=kept,
