@@ -25,16 +25,14 @@ from tests.hosts import HostServer
 
 ROOT = Path(__file__).parents[1]
 SIZE = {"width": 1600, "height": 1000}
+SHARP = 1.5  # pixels of a picture to one of the page
 PATIENCE = 1200  # seconds that a run may take
 MOST_CLICKS = 10
 # What somebody new clicks, until there is a picture with two concepts; the first visit opens the templates by itself.
 TEACH = ("seqlora", "teach_two_concepts", "Run")
 COMPOSE = ("Templates", "seqlora", "compose_two_concepts", "Run")
 BUTTONS = ("Templates", "Run")  # the others are texts in a window
-TRAINING, APPLYING = "Teach the second concept", "Apply Composed SeqLoRA"
-# What a thumbnail shows: the nodes of these titles, and what lies between them.
-TEACH_THUMBNAIL = ("Pictures of the first concept", "Teach the first concept")
-COMPOSE_THUMBNAIL = ("Save Image",)
+TRAINING = "Teach the second concept"
 LIBRARY = "my first library"
 FIT = """([titles, room]) => {
     const { graph, canvas } = window.app
@@ -43,13 +41,38 @@ FIT = """([titles, room]) => {
     const top = Math.min(...boxes.map((box) => box[1])) - 30
     const width = Math.max(...boxes.map((box) => box[0] + box[2])) + 20 - left
     const height = Math.max(...boxes.map((box) => box[1] + box[3])) + 20 - top
-    const scale = Math.min(room.most, room.width / width, room.height / height)
+    const scale = Math.min(1, room.width / width, room.height / height)
     canvas.ds.scale = scale
     canvas.ds.offset = [room.x / scale - left, room.y / scale - top]
     canvas.show_info = false
     canvas.deselectAll()
     canvas.setDirty(true, true)
     return { x: room.x, y: room.y, width: width * scale, height: height * scale }
+}"""
+# Nodes that no template has: their titles, and sizes at which one sees what they say.
+OTHERS = {
+    "LibraryReport": ("Concept Library Report", [440, 420]),
+    "ExportLoRA": ("Export Composed LoRA", [320, 260]),
+    "VerifyLibrary": ("Verify Concept Library", [380, 130]),
+    "RemoveConcept": ("Remove Concept", [300, 80]),
+}
+CONNECT = """([library, loader, others]) => {
+    const { graph } = window.app
+    const from = graph.getNodeById(loader)
+    from.widgets[0].value = library
+    for (const [id, size] of others) {
+        const node = graph.getNodeById(id)
+        from.connect(0, node, 0)
+        node.setSize(size)
+        for (const widget of node.widgets ?? []) if (widget.name === 'concept_name') widget.value = 'penguin'
+    }
+}"""
+ZOOM = """(title) => {
+    const { graph, canvas } = window.app
+    const [x, y, width, height] = graph.nodes.find((node) => node.title === title).getBounding()
+    canvas.ds.scale = 1
+    canvas.ds.offset = [300 - x, window.innerHeight - 40 - y - height]
+    canvas.setDirty(true, true)
 }"""
 
 
@@ -64,9 +87,8 @@ def main() -> None:
 
 def first_run(browser: Any, server: HostServer, out: Path) -> None:
     """docs/first-run.md, and pictures on the way."""
-    page = browser.new_page(viewport=SIZE)
-    page.goto(f"http://127.0.0.1:{server.port}")
-    page.get_by_role("dialog").get_by_text("seqlora", exact=True).wait_for(timeout=60_000)
+    page = visit(browser, server)
+    page.get_by_role("dialog").get_by_text("seqlora", exact=True).wait_for()
     clicks: list[str] = []
 
     def click(name: str) -> None:
@@ -79,18 +101,16 @@ def first_run(browser: Any, server: HostServer, out: Path) -> None:
 
     for name in TEACH:
         click(name)
-    wait(page, lambda: any(one["concept"] == "sunflower" and one["step"] > 62 for one in trainings(server)))
+    wait(page, lambda: any(one["concept"] == "sunflower" and one["previews"] for one in trainings(server)))
     quiet(page)
     shoot_nodes(page, help_picture(out, "TrainConcept"), (TRAINING,))
+    shoot_panel(page, out / "docs/pictures/panel.jpg")
     wait(page, lambda: not server.get("/queue")["queue_running"])
     shoot_nodes(page, out / "docs/pictures/teach.jpg")
-    shoot_nodes(page, out / "workflows/teach_two_concepts.jpg", TEACH_THUMBNAIL)
-    for name, titles in (
-        ("CreateLibrary", "Create Concept Library"),
-        ("DemoModel", "SeqLoRA Demo Model"),
-        ("DemoPictures", "Pictures of the first concept"),
-    ):
-        shoot_nodes(page, help_picture(out, name), (titles,))
+    shoot_panel(page, out / "workflows/teach_two_concepts.jpg", square=True)
+    shoot_nodes(page, help_picture(out, "CreateLibrary"), ("Create Concept Library",))
+    shoot_nodes(page, help_picture(out, "DemoModel"), ("SeqLoRA Demo Model",))
+    shoot_nodes(page, help_picture(out, "DemoPictures"), ("Pictures of the first concept",))
     for name in COMPOSE:
         click(name)
     wait(page, lambda: len(list(server.output_dir.glob("seqlora_*.png"))) == 1)
@@ -98,13 +118,12 @@ def first_run(browser: Any, server: HostServer, out: Path) -> None:
         raise SystemExit(f"the first run takes {len(clicks)} clicks: {', '.join(clicks)}")
     print(f"a picture with two concepts after {len(clicks)} clicks: {', '.join(clicks)}")
     shoot_nodes(page, out / "docs/pictures/compose.jpg")
-    shoot_nodes(page, out / "workflows/compose_two_concepts.jpg", COMPOSE_THUMBNAIL)
-    shoot_nodes(page, help_picture(out, "ApplyComposed"), (APPLYING,))
+    shoot_nodes(page, out / "workflows/compose_two_concepts.jpg", ("Save Image",))
+    shoot_nodes(page, help_picture(out, "ApplyComposed"), ("Apply Composed SeqLoRA",))
     shoot_nodes(page, help_picture(out, "LoadLibrary"), ("Load Concept Library",))
     page.close()
-    page = browser.new_page(viewport=SIZE)  # one that has kept no older thumbnails
-    page.goto(f"http://127.0.0.1:{server.port}")
-    page.get_by_role("button", name="Templates", exact=True).first.click(timeout=60_000)
+    page = visit(browser, server)  # one that has kept no older thumbnails
+    page.get_by_role("button", name="Templates", exact=True).first.click()
     page.get_by_role("dialog").get_by_text("seqlora", exact=True).click()
     page.wait_for_timeout(4000)
     write(page.screenshot(), out / "docs/pictures/templates.jpg")
@@ -112,32 +131,22 @@ def first_run(browser: Any, server: HostServer, out: Path) -> None:
 
 
 def the_rest(browser: Any, server: HostServer, out: Path) -> None:
-    """The library in the sidebar, the report, the other nodes, Chinese."""
+    """The other nodes, the report, the library in the sidebar."""
     editor = Editor(browser, f"http://127.0.0.1:{server.port}", "classic")
     page = editor.page
     page.set_viewport_size(SIZE)
     editor.clear()
-    nodes = {name: editor.add(f"SeqLoRA_{name}", (500 * number, 0)) for number, name in enumerate(SINGLE)}
+    nodes = {name: editor.add(f"SeqLoRA_{name}", (500 * number, 0)) for number, name in enumerate(("LoadLibrary", *OTHERS))}
+    page.evaluate(CONNECT, [LIBRARY, nodes["LoadLibrary"], [[nodes[name], size] for name, (_, size) in OTHERS.items()]])
+    shoot_nodes(page, help_picture(out, "RemoveConcept"), ("Remove Concept",))
     page.evaluate(
-        """([loader, nodes, library]) => {
-            const { graph } = window.app
-            const from = graph.getNodeById(loader)
-            from.widgets[0].value = library
-            for (const id of nodes) {
-                const node = graph.getNodeById(id)
-                from.connect(0, node, 0)
-                for (const widget of node.widgets ?? []) if (widget.name === 'concept_name') widget.value = 'penguin'
-            }
-        }""",
-        [nodes["LoadLibrary"], [nodes[name] for name in SINGLE if name != "LoadLibrary"], LIBRARY],
-    )
-    remove(page, nodes.pop("RemoveConcept"), help_picture(out, "RemoveConcept"))
+        "(id) => window.app.graph.remove(window.app.graph.getNodeById(id))", nodes["RemoveConcept"]
+    )  # it must not run
     page.evaluate("() => window.app.queuePrompt(0)")
     wait(page, lambda: not sum(len(jobs) for jobs in server.get("/queue").values()))
     quiet(page)
-    page.evaluate("(id) => window.app.graph.getNodeById(id).setSize([440, 560])", nodes["LibraryReport"])
     for name in ("ExportLoRA", "VerifyLibrary", "LibraryReport"):
-        shoot_nodes(page, help_picture(out, name), (title_of(page, nodes[name]),))
+        shoot_nodes(page, help_picture(out, name), (OTHERS[name][0],))
     write(server.get(f"/seqlora/libraries/{LIBRARY.replace(' ', '%20')}/report.png"), out / "docs/pictures/report.png")
     editor.clear()
     page.locator(".seqlora-concepts-tab-button").click()
@@ -146,18 +155,11 @@ def the_rest(browser: Any, server: HostServer, out: Path) -> None:
     editor.close()
 
 
-SINGLE = ("LoadLibrary", "LibraryReport", "ExportLoRA", "VerifyLibrary", "RemoveConcept")
-
-
-def remove(page: Any, node: int, file: Path) -> None:
-    """A picture of a node that must not run."""
-    page.wait_for_timeout(1000)
-    shoot_nodes(page, file, (title_of(page, node),))
-    page.evaluate("(id) => window.app.graph.remove(window.app.graph.getNodeById(id))", node)
-
-
-def title_of(page: Any, node: int) -> str:
-    return page.evaluate("(id) => window.app.graph.getNodeById(id).title", node)
+def visit(browser: Any, server: HostServer) -> Any:
+    page = browser.new_page(viewport=SIZE, device_scale_factor=SHARP)
+    page.set_default_timeout(PATIENCE * 1000)
+    page.goto(f"http://127.0.0.1:{server.port}")
+    return page
 
 
 def trainings(server: HostServer) -> list[dict[str, Any]]:
@@ -186,9 +188,19 @@ def quiet(page: Any) -> None:
 
 def shoot_nodes(page: Any, file: Path, titles: tuple[str, ...] | None = None) -> None:
     """The part of the canvas that these nodes, or all, take up."""
-    room = {"x": 80, "y": 110, "width": SIZE["width"] - 420, "height": SIZE["height"] - 130, "most": 1.0}
+    room = {"x": 80, "y": 110, "width": SIZE["width"] - 100, "height": SIZE["height"] - 220}
     clip = page.evaluate(FIT, [titles, room])
     page.wait_for_timeout(2500)
+    write(page.screenshot(clip=clip), file)
+
+
+def shoot_panel(page: Any, file: Path, square: bool = False) -> None:
+    """What the last training node shows of its training, in full size; or as much from below as is as wide as it is high."""
+    page.evaluate(ZOOM, TRAINING)
+    page.wait_for_timeout(2500)
+    clip = page.locator(".seqlora-panel").last.bounding_box()
+    if square:
+        clip |= {"y": clip["y"] + clip["height"] - clip["width"], "height": clip["width"]}
     write(page.screenshot(clip=clip), file)
 
 
