@@ -228,10 +228,10 @@ def test_accessible(editor: Editor, apply: int, theme: str):
 
 @pytest.mark.host
 def test_with_a_real_library(host_editor: Editor, host_pets: Path):
-    load, node = host_editor.add(LOAD, (60, 60)), host_editor.add(APPLY, (400, 60), concepts="dog  # woof")
+    create, node = host_editor.add(CREATE, (60, 60)), host_editor.add(APPLY, (400, 60), concepts="dog  # woof")
     words = host_editor.add("PrimitiveString", (60, 300), value="small pets")
-    connect(host_editor, load, node)
-    connect(host_editor, words, load, "name")  # a name that comes in by a connection
+    connect(host_editor, create, node)
+    connect(host_editor, words, create, "name")  # a name that comes in by a connection
     host_editor.look_at()
     tile(host_editor, "cat").click()
     strength(host_editor, "cat").fill("0.5")
@@ -239,6 +239,8 @@ def test_with_a_real_library(host_editor: Editor, host_pets: Path):
     assert text(host_editor, node) == "dog  # woof\ncat: 0.5"
     picture = host_editor.page.locator(".seqlora-picker img").first
     assert picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 16
+    host_editor.load(host_editor.saved())  # the host sorts nodes that were made in another order than they run
+    tile(host_editor, "cat").wait_for()
     saved = host_editor.saved()
     host_editor.load(saved)
     tile(host_editor, "cat").wait_for()
