@@ -224,9 +224,7 @@ def test_another_request_of_the_same_name_is_refused(library, model, settings, c
 # -- failures
 
 
-@pytest.mark.parametrize(
-    "last", ["moments/0003.safetensors", "concepts/0003-bird.safetensors", MANIFEST]
-)
+@pytest.mark.parametrize("last", ["moments/0003.safetensors", "concepts/0003-bird.safetensors", MANIFEST])
 def test_a_failure_before_the_manifest_leaves_the_old_library(library, model, monkeypatch, last):
     """Whatever file was the last to be tried: the manifest names only whole files, and teaching again succeeds."""
     before = contents(library.path)
