@@ -103,8 +103,8 @@ def first_run(browser: Any, server: HostServer, out: Path) -> None:
         click(name)
     wait(page, lambda: any(one["concept"] == "sunflower" and one["previews"] for one in trainings(server)))
     quiet(page)
-    shoot_nodes(page, help_picture(out, "TrainConcept"), (TRAINING,))
     shoot_panel(page, out / "docs/pictures/panel.jpg")
+    shoot_nodes(page, help_picture(out, "TrainConcept"), (TRAINING,))
     wait(page, lambda: not server.get("/queue")["queue_running"])
     shoot_nodes(page, out / "docs/pictures/teach.jpg")
     shoot_panel(page, out / "workflows/teach_two_concepts.jpg", square=True)
@@ -138,6 +138,7 @@ def the_rest(browser: Any, server: HostServer, out: Path) -> None:
     editor.clear()
     nodes = {name: editor.add(f"SeqLoRA_{name}", (500 * number, 0)) for number, name in enumerate(("LoadLibrary", *OTHERS))}
     page.evaluate(CONNECT, [LIBRARY, nodes["LoadLibrary"], [[nodes[name], size] for name, (_, size) in OTHERS.items()]])
+    page.wait_for_timeout(1000)  # until the nodes have their sizes
     shoot_nodes(page, help_picture(out, "RemoveConcept"), ("Remove Concept",))
     page.evaluate(
         "(id) => window.app.graph.remove(window.app.graph.getNodeById(id))", nodes["RemoveConcept"]
@@ -175,6 +176,7 @@ def wait(page: Any, is_done: Callable[[], bool]) -> None:
             raise SystemExit("ComfyUI was not done in time; is it busy with something else?")
         page.wait_for_timeout(300)
     page.wait_for_timeout(2500)
+    page.get_by_text("Job completed").first.wait_for(state="hidden")  # it lies over the canvas
 
 
 def help_picture(out: Path, node: str) -> Path:
