@@ -36,7 +36,8 @@ TRAINING = "Teach the second concept"
 LIBRARY = "my first library"
 FIT = """([titles, room]) => {
     const { graph, canvas } = window.app
-    const boxes = graph.nodes.filter((node) => !titles || titles.includes(node.title)).map((node) => node.getBounding())
+    const shown = graph.nodes.filter((node) => !titles || titles.includes(node.title))
+    const boxes = shown.map(({ pos, size }) => [pos[0], pos[1] - 30, size[0], size[1] + 30]) // bounds lag behind sizes
     const left = Math.min(...boxes.map((box) => box[0])) - 20
     const top = Math.min(...boxes.map((box) => box[1])) - 30
     const width = Math.max(...boxes.map((box) => box[0] + box[2])) + 20 - left
