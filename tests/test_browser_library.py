@@ -170,16 +170,20 @@ def test_accessible(editor: Editor, tab: Any, theme: str):
 
 
 @once
-def test_every_control_by_keyboard(editor: Editor, tab: Any):
+def test_every_control_by_keyboard(toys: StubServer, editor: Editor, tab: Any):
     tab.get_by_role("searchbox").focus()
     editor.page.keyboard.type("bob")
     tab.get_by_text("Concepts found: 1").wait_for()
     seen = []
-    for _ in range(7):
+    for _ in range(6):
         editor.page.keyboard.press("Tab")
         seen.append(editor.page.evaluate("() => document.activeElement.ariaLabel ?? document.activeElement.innerText"))
     rest = ["Report", "Copy the trigger zbob", "Use bob in the graph", "Rename bob", "Remove bob"]
-    assert [word.replace("\n", " ") for word in seen[:6]] == ["toys 3", *rest]
+    assert [word.replace("\n", " ") for word in seen] == ["toys 3", *rest]
+    toys.libraries["toys"]["concepts"][1]["trigger"] = "new"
+    toys.send("seqlora.library", {"name": "toys"})
+    tab.get_by_role("button", name="Copy the trigger new").wait_for()
+    assert editor.page.evaluate("() => document.activeElement.ariaLabel") == "Remove bob"  # focus stays where it was
 
 
 # --- Into the graph -----------------------------------------------------------------------------------------------------

@@ -157,6 +157,15 @@ def test_the_library_is_found_behind_trainings_and_reroutes(toys: StubServer, ed
     wait_for_status(editor, "Which library this is will be known when")
     connect(editor, second, reroute, 0)
     tile(editor, "rex").wait_for()
+    editor.page.evaluate(
+        """(id) => {
+            app.canvas.emitBeforeChange()
+            app.graph.getNodeById(id).widgets[0].value = 'empty'
+            app.canvas.emitAfterChange()
+        }""",
+        create,
+    )
+    wait_for_status(editor, "\u201cempty\u201d has no concepts yet")
 
 
 def test_the_library_is_found_across_the_edges_of_subgraphs(editor: Editor, apply: int):
