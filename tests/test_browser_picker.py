@@ -192,6 +192,19 @@ def test_the_library_is_found_across_the_edges_of_subgraphs(editor: Editor, appl
     )
     editor.settle()
     tile(editor, "rex").wait_for()
+    # The same subgraph a second time, with another name outside.
+    second = editor.page.evaluate(
+        """(inner) => {
+            const node = LiteGraph.createNode(app.graph.getNodeById(inner).type)
+            app.graph.add(node)
+            node.widgets[0].value = 'empty'
+            return Number(node.id)
+        }""",
+        inner,
+    )
+    connect(editor, second, apply)
+    wait_for_status(editor, "\u201cempty\u201d has no concepts yet")
+    connect(editor, inner, apply)
     # The picker itself into a subgraph.
     editor.page.evaluate(
         """async (apply) => {
