@@ -8,7 +8,6 @@ import { openShelf } from './shelf.mjs'
 import { allNodes } from './upstream.mjs'
 import { number } from './words.mjs'
 
-const MEGABYTE = { style: 'unit', unit: 'megabyte', maximumSignificantDigits: 2 }
 
 export function library({ app, api, t }) {
   const shelf = openShelf(api)
@@ -235,7 +234,8 @@ function matches({ name, trigger, class_word: kind }, words) {
 }
 
 function size(bytes) {
-  return number(bytes / 1e6, MEGABYTE)
+  const [unit, of] = bytes < 1e6 ? ['kilobyte', 1e3] : ['megabyte', 1e6]
+  return number(bytes / of, { style: 'unit', unit, maximumSignificantDigits: bytes < 100e6 ? 2 : 3 })
 }
 
 async function copy(text) {

@@ -32,10 +32,10 @@ export async function showReport({ t, shelf }, library) {
 }
 
 function table(concepts, t) {
-  const columns = ['captured_energy', 'disturbance', 'prior_disturbance']
+  const columns = ['captured_energy', 'disturbance_of_output', 'prior_disturbance']
   const percent = (value) => (value == null ? '\u2013' : number(value, { style: 'percent', maximumSignificantDigits: 2 }))
   const cells = (values, tag) => values.map((value) => make(tag, tag === 'th' ? { scope: 'col' } : {}, value))
-  return make('table', { class: 'seqlora-figures' },
+  return make('table', { class: 'seqlora-table' },
     make('caption', {}, t('library.figures')),
     make('thead', {}, make('tr', {}, cells([t('library.concept'), ...columns.map((name) => t(`library.${name}`))], 'th'))),
     make('tbody', {}, concepts.map((concept) => make('tr', {},
