@@ -101,7 +101,7 @@ def test_a_training_is_followed(editor: Editor, stub: StubServer):
     expect(shown).to_contain_text("Saving rex")
     expect(stop).to_be_disabled()
     stub.tell(training, phase="finished", step=80)
-    expect(shown).to_contain_text("Learned rex80 / 80In the library toys. Write “zorv” in prompts.")
+    expect(shown).to_contain_text("Learned rex80 / 80In the library toys. Write \u201czorv\u201d in prompts.")
     expect(stop).to_be_hidden()
     expect(cancel).to_be_hidden()
     expect(smooth).to_be_visible()
@@ -124,7 +124,7 @@ def test_a_first_concept_has_no_crosstalk(editor: Editor, stub: StubServer):
         (
             "finished",
             {"keep": True},
-            "Stopped and kept rex30 / 80In the library toys. Write “zorv” in prompts. Stopped at step 30 of 80.",
+            "Stopped and kept rex30 / 80In the library toys. Write \u201czorv\u201d in prompts. Stopped at step 30 of 80.",
         ),
         ("failed", {"note": "There are <b>no</b> images."}, "rex failed30 / 80There are <b>no</b> images."),
         ("cancelled", {}, "rex cancelled30 / 80The library is as it was. Run the same again to go on from step 30."),
@@ -417,10 +417,12 @@ def concepts(server: HostServer) -> list[str]:
 @pytest.mark.host
 def test_a_training_streams_into_the_panel_and_is_stopped_and_kept(host_editor: Editor, server: HostServer):
     concept = f"crab in {host_editor.renderer}"
-    teach(host_editor, concept)
+    node = teach(host_editor, concept)
     shown = panel(host_editor, concept)
     expect(shown.get_by_text("Orthogonality error")).to_be_visible()
     picture = shown.get_by_role("img", name=re.compile(f"{concept} at step"))
+    expect(picture).to_be_visible(timeout=5 * MINUTE)
+    host_editor.look_at_node(node)  # the panel has grown
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
     expect(shown.locator(".seqlora-raw")).to_have_attribute("d", re.compile("L.*L"))
     shown.get_by_role("button", name="Stop and keep").click()
