@@ -10,15 +10,17 @@ ARGS ?=
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test check torture micro bench-emoji bench-step clean
+.PHONY: help setup demo test check screenshots torture micro bench-emoji bench-step bench-panel clean
 
 help:
 	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
 	@echo "make test        run the tests (tests of the nodes need a ComfyUI, see COMFYUI_PATH in the README)"
 	@echo "make check       lint, formatting and types"
+	@echo "make screenshots take every picture of the editor anew (needs a ComfyUI and a Chromium)"
 	@echo "make torture     kill, fill, spoil and race until something breaks (about half an hour; PARTS=\"kill disk\" for some)"
 	@echo "make bench-emoji Emoji-101: SeqLoRA beside its baselines (many hours; goes on where it was stopped)"
 	@echo "make bench-step  cost of a training step beside plain LoRA"
+	@echo "make bench-panel cost of the open training panel to the training (needs a ComfyUI and Chromium)"
 	@echo "make micro       train the demo model and its classifier anew (some hours)"
 	@echo "make setup       only the Python environment in .venv"
 
@@ -35,6 +37,9 @@ check: $(INSTALLED)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy seqlora
 
+screenshots: $(INSTALLED)
+	. scripts/env.sh && $(PYTHON) -m scripts.screenshots $(ARGS)
+
 torture: $(INSTALLED)
 	. scripts/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m scripts.torture $(PARTS) $(ARGS)
 
@@ -44,6 +49,9 @@ bench-emoji: $(INSTALLED)
 
 bench-step: $(INSTALLED)
 	. scripts/env.sh && $(PYTHON) -m benchmarks.step_cost
+
+bench-panel: $(INSTALLED)
+	. scripts/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.panel_cost $(ARGS)
 
 # From the font to seqlora/demo/micro.safetensors; an interrupted training goes on where it was.
 micro: $(INSTALLED)

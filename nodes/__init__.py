@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, demo, export, host, library, routes, train, upkeep
+from . import apply, browse, demo, export, host, library, report, train, upkeep, watching
 
-NODES: list[type[io.ComfyNode]] = [node for module in (train, library, upkeep, apply, export, demo) for node in module.NODES]
+MODULES = (train, library, report, upkeep, apply, export, demo)
+NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
 
 
 class SeqLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
         host.register_folder()
-        host.add_routes(routes.ROUTES)
+        host.add_routes((*watching.ROUTES, *browse.ROUTES))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..seqlora.demo.micro import WEIGHTS
 from ..seqlora.demo.pictures import concept_pictures, held_out_emoji, trigger_word
 from .demo_host import load_demo_model
 
@@ -32,6 +33,12 @@ class DemoModel(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(*load_demo_model())
+
+    @classmethod
+    def fingerprint_inputs(cls) -> str:
+        """Changes when an update of the pack brings other weights, while the host keeps what it has loaded."""
+        about = WEIGHTS.stat() if WEIGHTS.is_file() else None  # the node itself will say so when it runs
+        return f"{about.st_mtime_ns} {about.st_size}" if about else "none"
 
 
 class DemoPictures(io.ComfyNode):

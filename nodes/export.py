@@ -20,6 +20,7 @@ class ExportLoRA(io.ComfyNode):
             description="Writes any concepts of a library as one LoRA file to output/loras, for other programs or to share.",
             search_aliases=["save lora", "merge loras", "convert lora"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 LibraryType.Input("library", tooltip="The library with the concepts."),
                 io.String.Input(
@@ -53,6 +54,7 @@ class ExportLoRA(io.ComfyNode):
         selection = parse_selection(concepts, opened.names)
         path, name = host.next_lora_path(filename_prefix)
         export_composed(opened, selection, path, format, dtype)
+        host.say(cls.hidden.unique_id, f"output/loras/{name}")
         return io.NodeOutput(name, ui=ui.PreviewText(f"output/loras/{name}"))
 
 

@@ -18,8 +18,10 @@ from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.lora
+import comfy.model_base
 import comfy.model_management
 import comfy.model_sampling
+import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
@@ -42,7 +44,9 @@ from ..seqlora.trainer import Progress, Steps, finish
 from .demo_host import DemoConfig
 
 FOLDER = "seqlora"
+DRAWING_STEPS = 12  # of a preview
 TEXT_INTERVAL = 0.5  # seconds between status texts
+Interrupted = comfy.model_management.InterruptProcessingException
 
 
 # --- Folders ------------------------------------------------------------------------------------------------------------
@@ -85,6 +89,13 @@ def next_lora_path(prefix: str) -> tuple[Path, str]:
     return Path(folder) / file, (Path(subfolder) / file).as_posix()
 
 
+def preview_folder() -> tuple[Path, dict[str, str]]:
+    """A folder that the host empties when it starts, and how its viewer is asked for a file there."""
+    folder = Path(folder_paths.get_temp_directory()) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, {"subfolder": FOLDER, "type": "temp"}
+
+
 # --- Progress -----------------------------------------------------------------------------------------------------------
 
 
@@ -109,7 +120,7 @@ def run_with_progress(
 
     try:
         return finish(steps, tell)  # closes it, which takes the hooks off the model
-    except comfy.model_management.InterruptProcessingException:
+    except Interrupted:
         if phase == "training":
             say(node_id, "cancelled; queue the same again to go on from here")
         raise
@@ -125,6 +136,13 @@ def say(node_id: str | None, text: str) -> None:
     server = getattr(PromptServer, "instance", None)  # None where there is no server, as in tests
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id, server.client_id)
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """Sends an event to every open editor; what is in it must not change any more."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(event, data)
 
 
 def add_routes(routes: Iterable[tuple[str, str, Any]]) -> None:
@@ -428,6 +446,8 @@ class HostModel:
         self.generic_captions: Sequence[str] = generic_captions() if demo else GENERIC_CAPTIONS
         # Models with distilled guidance are taught as they are without it.
         self._extra = {"guidance": 1.0} if base.model_config.unet_config.get("guidance_embed") else {}
+        self._shape: tuple[int, ...] = ()  # of the first picture's latents
+        self._prompts: dict[str, Any] = {}  # conditionings of what is drawn
 
     def layers(self, targets: str) -> dict[str, nn.Module]:
         return choose_layers(self.patcher.model.diffusion_model, targets)
@@ -444,6 +464,7 @@ class HostModel:
                     "connect the VAE that belongs to the model."
                 )
             latents.append(encoded[0].float().cpu().clone())
+        self._shape = tuple(latents[0].shape)
         return latents
 
     def encode_captions(self, captions: Sequence[str]) -> list[Caption]:
@@ -454,6 +475,41 @@ class HostModel:
             options = comfy.sampler_helpers.convert_cond(encoded[:1])[0]
             known[text] = Caption(ordinary(options | self._extra))
         return [known[text] for text in captions]
+
+    def draw(self, prompts: Sequence[str], seed: int) -> list[Tensor]:
+        """A picture (h, w, 3) in 0..1 for each prompt by the host's own sampler, all from one noise and as large as the first
+        training picture, with whatever is attached to the layers."""
+        latent, drawn = torch.zeros(1, *self._shape), []
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            *positive, negative = [self._conditioning(text) for text in (*prompts, "")]
+            self.denoiser.load()  # encoding may have pushed it out; and the host's sampler is content with a part of it
+            self.denoiser.loaded = False  # as far as we know: sampling and decoding want memory too
+            method, schedule = "euler", "simple" if self.denoiser.flow else "normal"
+            how = (DRAWING_STEPS, self._guidance(), method, schedule)
+            for cond in positive:
+                drawn.append(
+                    comfy.sample.sample(self.patcher, noise, *how, cond, negative, latent, disable_pbar=True, seed=seed)
+                )
+            with torch.inference_mode():
+                pictures = [self.vae.decode(samples) for samples in drawn]
+        return [picture.reshape(-1, *picture.shape[-3:])[0].float().cpu().clone() for picture in pictures]
+
+    def _conditioning(self, text: str) -> list[Any]:
+        """As a prompt node gives it, and for models with distilled guidance as one that sets it. Encoded once: a large text
+        encoder pushes the model out."""
+        if text not in self._prompts:
+            with torch.inference_mode():
+                encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            extra = {"guidance": 3.5} if self._extra else {}
+            self._prompts[text] = [[ordinary(cond), ordinary(options) | extra] for cond, options in encoded]
+        return self._prompts[text]
+
+    def _guidance(self) -> float:
+        """The usual cfg of this kind of model."""
+        if isinstance(self.patcher.model, comfy.model_base.Flux):
+            return 1.0
+        return 3.0 if self.denoiser.flow else 6.0
 
 
 def fingerprint(patcher: Any, samples: int = 8) -> str:

@@ -33,6 +33,11 @@ class LibraryHandle:
         return Library.open(host.library_path(self.name))
 
 
+def tell_changed(name: str) -> None:
+    """Editors that show this library are to load it anew."""
+    host.send("seqlora.library", {"name": name})
+
+
 def triggers_of(records: Iterable[Record]) -> str:
     return "\n".join(f"{record.name}: {record.trigger} {record.class_word}".rstrip() for record in records)
 
@@ -80,7 +85,12 @@ class CreateLibrary(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str, rank: int, capacity: int, targets: str) -> io.NodeOutput:
-        return io.NodeOutput(LibraryHandle.of(Library.create(host.library_path(name), rank, capacity, targets)))
+        path = host.library_path(name)
+        known = (path / MANIFEST).exists()
+        library = Library.create(path, rank, capacity, targets)
+        if not known:
+            tell_changed(library.path.name)
+        return io.NodeOutput(LibraryHandle.of(library))
 
     @classmethod
     def fingerprint_inputs(cls, name: str, **_: object) -> str:

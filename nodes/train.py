@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..seqlora.checkpoint import MINUTES
+from ..seqlora.errors import SeqLoRAError
 from ..seqlora.settings import METHODS, Settings, method_settings
 from ..seqlora.teaching import Lesson, Taught, about, check_lesson, teach
-from . import host, routes
-from .library import LibraryHandle, LibraryType
+from ..seqlora.trainer import Progress
+from . import host, watching
+from .library import LibraryHandle, LibraryType, tell_changed
+from .previews import EVERY, Previews
 
 DEFAULTS = Settings()
 
@@ -36,7 +40,7 @@ class TrainConcept(io.ComfyNode):
             search_aliases=["lora training", "train lora", "dreambooth", "teach concept", "personalization"],
             is_input_list=True,  # images of different sizes come as a list
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input("model", tooltip="The base model. LoRAs applied to it count as part of it."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
@@ -168,6 +172,21 @@ class TrainConcept(io.ComfyNode):
                     tooltip="Minutes between two savings of the unfinished training, from which it goes on after a crash. "
                     "It is also saved when you cancel. 0: only then.",
                 ),
+                io.Int.Input(
+                    "preview_every",
+                    default=EVERY,
+                    min=0,
+                    max=100000,
+                    optional=True,
+                    tooltip="Steps between two previews of the concept, and of an earlier one from the same noise. One more is "
+                    "drawn at the end. 0: none.",
+                ),
+                io.String.Input(
+                    "preview_prompt",
+                    default="",
+                    optional=True,
+                    tooltip="What previews show. Empty: 'a photo of {trigger} {class word}'.",
+                ),
             ],
             outputs=[
                 LibraryType.Output("library", tooltip="The library with the new concept, for the next node."),
@@ -193,18 +212,32 @@ class TrainConcept(io.ComfyNode):
         model, clip, vae, handle = (only.pop(name) for name in ("model", "clip", "vae", "library"))
         method, less_memory = only.pop("method", next(iter(METHODS))), only.pop("gradient_checkpointing", None)
         minutes = only.pop("checkpoint_minutes", MINUTES)
+        every, prompt = only.pop("preview_every", EVERY), only.pop("preview_prompt", "")
         settings = method_settings(method, Settings(**only))
         if less_memory is None:
             less_memory = host.has_accelerator()
-        library, lesson = handle.open(), check_lesson(lesson)  # before the host reads or moves a model
         node = cls.hidden.unique_id
-        with (
-            host.training_model(model, clip, vae, less_memory) as taught_model,
-            routes.running(node, library.path.name, lesson.name) as training,
-        ):
-            lesson = Lesson(lesson.name, lesson.trigger, lesson.class_word, host.ordinary(lesson.pictures), lesson.captions)
-            steps = teach(library, lesson, settings, taught_model, minutes)
-            taught = host.run_with_progress(steps, node, training.follow)
+        names = (handle.name, lesson.name.strip(), lesson.trigger.strip())
+        with watching.watched(node, workflow_id(cls.hidden.extra_pnginfo), *names) as training:
+            library, lesson = handle.open(), check_lesson(lesson)  # before the host reads or moves a model
+            with host.training_model(model, clip, vae, less_memory) as taught_model:
+                lesson = replace(lesson, pictures=host.ordinary(lesson.pictures))
+                previews = Previews(training.names["id"], taught_model, library.path, lesson, every, prompt)
+
+                def follow(progress: Progress) -> str | None:
+                    training.follow(progress)
+                    last = training.keep  # asked for while the last step was made
+                    if previews.due(progress, last):
+                        host.say(node, f"step {progress.step}/{progress.steps}: drawing a preview")
+                        try:
+                            training.show(previews.draw(progress))
+                        except SeqLoRAError as error:  # the training itself is well
+                            training.remark(str(error))
+                    return "keep" if last else None
+
+                taught = host.run_with_progress(teach(library, lesson, settings, taught_model, minutes), node, follow)
+            tell_changed(taught.library.path.name)
+            training.end("finished", taught=taught)
         host.say(node, summary(taught))
         return io.NodeOutput(
             LibraryHandle.of(taught.library),
@@ -212,6 +245,13 @@ class TrainConcept(io.ComfyNode):
             json.dumps(about(taught), indent=2, ensure_ascii=False),
             ui=ui.PreviewText(summary(taught)),
         )
+
+
+def workflow_id(extra_pnginfo: Any) -> str:
+    """The id of the workflow that the editor queued; "" for a prompt that came otherwise."""
+    found = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, dict) else None
+    name = found.get("id") if isinstance(found, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def split_pictures(images: Sequence[Tensor]) -> list[Tensor]:

@@ -50,10 +50,30 @@ class Check(NamedTuple):
 
 def disturbance(concepts: Sequence[Concept], j: int, moments: Moments, layer: str) -> Disturbance:
     """What all concepts but number j do to it on one layer. `moments` are those of concept j; zeros where j is alone."""
-    triangle, B = _others(concepts, j, layer)
-    sigma = triangle @ captured(B, *moments[layer].factor()) @ triangle.mT
-    values = torch.linalg.eigvalsh((sigma + sigma.mT) / 2).clamp(min=0)
-    return Disturbance(float(values.sum()), float(values.norm()), float(values[-1:].sum()))
+    return disturbances(concepts, {j: moments}, layer)[j]
+
+
+def disturbances(concepts: Sequence[Concept], seen: Mapping[int, Moments], layer: str) -> dict[int, Disturbance]:
+    """The same for several concepts, whose moments `seen` has by number: the factors are taken up once for all of them."""
+    pairs = [concept[layer] for concept in concepts]
+    B = torch.cat([pair.B for pair in pairs], 1).double()
+    triangle = torch.linalg.qr(torch.cat([pair.A for pair in pairs], 1).double(), mode="r").R
+    owner = torch.cat([torch.full(pair.B.shape[1:], i) for i, pair in enumerate(pairs)])
+    everything, found = triangle @ B.mT, {}
+    for j, moments in seen.items():
+        own = owner == j
+        M = everything - triangle[:, own] @ B[:, own].mT
+        if own.all():
+            M.zero_()  # not the rounding that is left
+        factor, diagonal = moments[layer].factor()
+        acted = M @ factor
+        if moments[layer].exact:  # d = 0: the spectrum of the smaller product
+            sigma = acted @ acted.mT if acted.shape[0] <= acted.shape[1] else acted.mT @ acted
+        else:
+            sigma = acted @ acted.mT + (M * diagonal) @ M.mT
+        values = torch.linalg.eigvalsh((sigma + sigma.mT) / 2).clamp(min=0)
+        found[j] = Disturbance(float(values.sum()), float(values.norm()), float(values.max()))
+    return found
 
 
 def _others(concepts: Sequence[Concept], j: int, layer: str) -> tuple[Tensor, Tensor]:

@@ -162,6 +162,7 @@ def compose(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """What the concepts do to themselves, each other and the model; docs/theory.md says what the columns mean."""
+    from .picture import as_png, draw_report
     from .report import library_report
 
     library = Library.open(args.library)
@@ -190,6 +191,8 @@ def report(args: argparse.Namespace) -> None:
             print(f"{name:>{width}}  " + " ".join(f"{value:6.3f}" for value in row))
     if args.json:
         write_bytes(args.json, json.dumps(found, indent=1, ensure_ascii=False).encode())
+    if args.picture:
+        write_bytes(args.picture, as_png(draw_report(found)))
 
 
 def info(args: argparse.Namespace) -> None:
@@ -276,6 +279,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--delta", type=float, default=0.05, help="chance that a bound fails")
     sub.add_argument("--sub-gaussian-constant", type=float, default=1.0, help="of the layers' inputs; 1 is a Gaussian's")
     sub.add_argument("--json", type=Path, help="also write everything to this file")
+    sub.add_argument("--picture", type=Path, help="also draw it, as a PNG")
 
     sub = command("info", info, "list a library")
     sub.add_argument("library", type=folder, help="the library's folder")

@@ -3,7 +3,6 @@
     library.json                     what it holds; written last, so it never names a file that is not whole
     concepts/0001-<slug>.safetensors ordinary LoRA files (B orthonormal, alpha = r)
     moments/base.safetensors, 0001.safetensors   second moments on generic captions and on each concept
-    thumbnails/0001.webp
     checkpoints/                     unfinished trainings, see checkpoint.py
     damaged/                         what a repair set aside, see upkeep.py
 
@@ -27,10 +26,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from . import manifest
+from . import manifest, thumbnails
 from .adapter import TARGETS, Concept, Pair
 from .errors import SeqLoRAError
-from .files import MAX_HEADER, RESTORE, is_within, read_bytes, read_tensors, remedy, write_bytes, write_tensors
+from .files import MAX_HEADER, RESTORE, is_within, read_bytes, read_header, read_tensors, remedy, write_bytes, write_tensors
 from .keys import from_native, to_native
 from .manifest import Base, Record, UnknownFormatError
 from .moments import Moments
@@ -44,7 +43,6 @@ MANIFEST = "library.json"
 LOCK = ".lock"
 PRIOR = "moments/base.safetensors"
 PATIENCE = 5.0  # seconds that short work waits for a training
-MAX_THUMBNAIL = 1 << 20
 ORTHOGONALITY = 1e-3  # largest error of B'B = I that a file may have; fp16 files reach 2e-4
 
 
@@ -217,13 +215,13 @@ class Library:
             total = moments if total is None else total + moments
         return total
 
-    def thumbnail(self, name: str) -> bytes:
-        """A small picture of the concept, WebP. Raises SeqLoRAError where there is none."""
-        path = self.inside(thumbnail_file(self.find(name).id))
-        data = bytes(read_bytes(path, MAX_THUMBNAIL))
-        if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
-            raise SeqLoRAError(f"{path} is no WebP picture; {RESTORE}.")
-        return data
+    def thumbnail(self, name: str) -> str:
+        """A small picture of the concept as a data URI, or "" where its file has none that can be used."""
+        uri = read_header(self.inside(self.find(name).file)).metadata.get(thumbnails.KEY, "")
+        with suppress(ValueError):
+            thumbnails.decode(uri)
+            return uri
+        return ""
 
     def check_base(self, layers: Mapping[str, Sequence[int]]) -> None:
         """Raises SeqLoRAError naming the first layer in which a model differs from this library's."""
@@ -257,7 +255,7 @@ class Library:
         settings: Mapping[str, Any],
         request: str = "",
         metrics: Mapping[str, Any] | None = None,
-        thumbnail: bytes | None = None,
+        thumbnail: str = "",
         replaces: str | None = None,
     ) -> Library:
         """Files a taught concept as the last one; call inside `writing()`. Returns the library that has it.
@@ -287,9 +285,7 @@ class Library:
         )
         try:
             record = replace(record, moments_sha256=write_moments(self.inside(moments_file(number)), trained.moments))
-            if thumbnail:
-                write_bytes(self.inside(thumbnail_file(number)), thumbnail)
-            record = self._write_concept(record, to_native(trained.pairs))
+            record = self._write_concept(record, to_native(trained.pairs), thumbnail)
         except SeqLoRAError:
             self._delete(record)  # there is no whole concept yet
             raise
@@ -319,10 +315,11 @@ class Library:
         if new == name:
             return self
         _, tensors = self._read(record)
+        picture = self.thumbnail(name)
         file = concept_file(record.id, new)
         if file == record.file:
             file = concept_file(record.id, f"{new} 2")
-        renamed = self._write_concept(replace(record, name=new, file=file), tensors)
+        renamed = self._write_concept(replace(record, name=new, file=file), tensors, picture)
         library = replace(self, concepts=tuple(renamed if one is record else one for one in self.concepts)).save()
         _unlink(self.inside(record.file))
         return library
@@ -337,11 +334,11 @@ class Library:
     def _delete(self, record: Record) -> None:
         """After the manifest was written: what a crash or a refusal leaves here belongs to no concept any more."""
         files = [record.file] if re.fullmatch(r"concepts/[^/\\]+\.safetensors", record.file) else []
-        for file in (*files, moments_file(record.id), thumbnail_file(record.id)):
+        for file in (*files, moments_file(record.id)):
             with suppress(SeqLoRAError):
                 _unlink(self.inside(file))
 
-    def _write_concept(self, record: Record, tensors: Mapping[str, Tensor]) -> Record:
+    def _write_concept(self, record: Record, tensors: Mapping[str, Tensor], picture: str) -> Record:
         """The record with the hash of its file."""
         alone = replace(self, concepts=(replace(record, sha256=""),))
         family = self.base.family if self.base else "other"
@@ -359,6 +356,8 @@ class Library:
             "ss_output_name": record.name,
             "seqlora": alone.text(indent=None).decode(),
         }
+        if picture:
+            header[thumbnails.KEY] = picture
         return replace(record, sha256=write_tensors(self.inside(record.file), tensors, header))
 
 
@@ -368,10 +367,6 @@ def concept_file(number: int, name: str) -> str:
 
 def moments_file(number: int) -> str:
     return f"moments/{number:04d}.safetensors"
-
-
-def thumbnail_file(number: int) -> str:
-    return f"thumbnails/{number:04d}.webp"
 
 
 def _unlink(path: Path) -> None:

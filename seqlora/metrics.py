@@ -32,11 +32,12 @@ def basis_error(concepts: Sequence[Concept]) -> tuple[float, float]:
 
 def overlap(concepts: Sequence[Concept]) -> Tensor:
     """(t, t): sum over layers of ||B_i'B_j||^2, divided by that of i with itself."""
-    total = torch.zeros(len(concepts), len(concepts), dtype=torch.float64)
+    count = len(concepts)
+    total = torch.zeros(count, count, dtype=torch.float64)
     for layer in concepts[0]:
-        for i, one in enumerate(concepts):
-            for j, other in enumerate(concepts):
-                total[i, j] += (one[layer].B.double().mT @ other[layer].B.double()).square().sum()
+        B = _side_by_side([concept[layer].B for concept in concepts])
+        flat = B.movedim(0, 1).flatten(1)
+        total += (flat.mT @ flat).square().reshape(count, B.shape[2], count, B.shape[2]).sum((1, 3))
     return total / total.diagonal()[:, None]
 
 

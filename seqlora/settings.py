@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -62,3 +63,8 @@ def method_settings(method: str, base: Settings) -> Settings:
     if method not in METHODS:
         raise SeqLoRAError(f"method is '{method}', but must be one of: {', '.join(METHODS)}.")
     return base.with_(**METHODS[method])
+
+
+def method_of(settings: Mapping[str, Any]) -> str:
+    """The method that teaches with these settings: of all that fit the one that asks for most; SeqLoRA asks for nothing."""
+    return max((len(own), name) for name, own in METHODS.items() if own.items() <= settings.items())[1]

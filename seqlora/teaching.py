@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from . import checkpoint as checkpoints
@@ -26,6 +24,7 @@ from .moments import Moments
 from .names import checked_name
 from .objective import Denoiser, Examples
 from .settings import Settings
+from .thumbnails import encode
 from .trainer import Progress, Steps, check_latents, measure_prior, memory_advice, train_concept
 
 MIN_SIDE = 16  # pixels
@@ -225,14 +224,6 @@ def data_hash(lesson: Lesson) -> str:
     return digest.hexdigest()
 
 
-def thumbnail(picture: Tensor, side: int = 256) -> bytes:
-    image = Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=85)
-    return buffer.getvalue()
-
-
 def teach(
     library: Library,
     lesson: Lesson,
@@ -320,6 +311,7 @@ def _teach(
         checkpoint,
         library.capacity,
     )
+    yield Progress("saving", trained.steps, settings.steps)
     across, within = metrics.basis_error([*earlier, trained.pairs])
     report: dict[str, Any] = {
         "steps": trained.steps,
@@ -349,7 +341,7 @@ def _teach(
         asdict(settings),
         request,
         report | {"losses": thinned(trained.losses)},
-        thumbnail(lesson.pictures[0]),
+        encode(lesson.pictures[0]),
         replaces,
     )
     with suppress(OSError):

@@ -15,6 +15,7 @@ from .adapter import Concept, Context, Pair, Stack, attached, layer_shapes
 from .basis import contrastive_basis, pca_basis, random_basis
 from .checkpoint import Checkpoint
 from .errors import SeqLoRAError
+from .live import Live
 from .moments import Moments, Recorder
 from .objective import Batch, Batches, Denoiser, Examples, denoising_loss, expand
 from .optimizer import BilevelOptimizer, Constraint, Interference, Rates, overlap_penalty
@@ -30,12 +31,13 @@ RECORDED = ("losses", "penalties", "residuals", "gradients")  # of a `Trained`, 
 
 @dataclass(frozen=True)
 class Progress:
-    phase: str  # "measuring" or "training"
+    phase: str  # "measuring", "training" or "saving", or a sentence on what it waits for
     step: int
     steps: int
     loss: float = math.nan
     penalty: float = math.nan
     note: str = ""  # a sentence for the user
+    live: Live | None = None  # the concept as it is now; good until the trainer goes on
 
 
 @dataclass
@@ -281,6 +283,7 @@ def train_concept(
         settings.inner_steps,
     )
     result = Trained({}, own, full_layers)
+    live = Live(stacks, context, earlier, own, earlier_moments, prior)
     checkpoint.follow(own, lambda: optimizer.state() | _recorded(result))
     lower_batch, penalty = batches.next(), torch.zeros(())
     on: list[int] = []
@@ -344,7 +347,7 @@ def train_concept(
                 getattr(result, name).append(value)
             place = place_now()
             note, result.steps = checkpoint.mark(place), place["step"]
-            if (yield Progress("training", result.steps, settings.steps, loss, also, note)) == "keep":
+            if (yield Progress("training", result.steps, settings.steps, loss, also, note, live)) == "keep":
                 break
     result.pairs = {name: pair for stack in stacks for name, pair in stack.pairs().items()}
     result.pairs = {name: orthonormalised(result.pairs[name]) if free else result.pairs[name] for name in layers}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import SeqLoRAError
 from .files import RESTORE, read_bytes, remedy, write_bytes
-from .library import MANIFEST, PRIOR, Library, Record, Turn, moments_file, thumbnail_file
+from .library import MANIFEST, PRIOR, Library, Record, Turn, moments_file
 from .manifest import UnknownFormatError
 from .names import checked_name, likeness
 from .verification import Basis, basis_of, check_orthogonal, read_described, strangers
@@ -180,5 +180,3 @@ def _files(library: Library) -> Iterator[tuple[str, str]]:
     for record in library.concepts:
         yield record.file, record.sha256
         yield moments_file(record.id), record.moments_sha256
-        if (library.path / thumbnail_file(record.id)).exists():
-            yield thumbnail_file(record.id), ""

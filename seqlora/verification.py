@@ -13,10 +13,10 @@ from torch import Tensor
 from . import manifest
 from .errors import SeqLoRAError
 from .files import is_within, read_header
-from .library import MANIFEST, ORTHOGONALITY, PRIOR, Library, Record, Turn, moments_file, thumbnail_file
+from .library import MANIFEST, ORTHOGONALITY, PRIOR, Library, Record, Turn, moments_file
 
 # Where our own files are, and how they are called; whatever else lies there is not ours to judge.
-FILES = {"": (), "concepts": ("*.safetensors",), "moments": ("*.safetensors",), "thumbnails": ("*.webp",), "checkpoints": ()}
+FILES = {"": (), "concepts": ("*.safetensors",), "moments": ("*.safetensors",), "checkpoints": ()}
 REPAIR = "run: seqlora repair"
 Basis = dict[str, Tensor]  # layer -> B
 
@@ -48,7 +48,6 @@ def _findings(library: Library) -> Iterator[str]:
     for record in library.concepts:
         yield from _told(_check_concept, library, record, earlier)
         yield from _told(library.moments, record.name)
-        yield from _told(library.thumbnail, record.name)
 
 
 def _told(check: Callable[..., Any], *args: Any) -> Iterator[str]:
@@ -115,7 +114,7 @@ def strangers(library: Library) -> Iterator[Path]:
     """Files of our kinds that the manifest does not know: not filed yet, or not deleted yet, when a process died."""
     known = {PRIOR} if library.prior_sha256 else set()
     for record in library.concepts:
-        known |= {record.file, moments_file(record.id), thumbnail_file(record.id)}
+        known |= {record.file, moments_file(record.id)}
     for folder, patterns in FILES.items():
         if not is_within(library.path / folder, library.path):
             raise SeqLoRAError(f"{library.path / folder} leads out of the library's folder; put a folder there instead.")

@@ -87,12 +87,16 @@ def draw(server: HostServer, number: int) -> bytes:
 
 def wait_for_step(server: HostServer, step: int) -> dict[str, Any]:
     """What the server tells of the one training that runs, as soon as it has come this far."""
-    end, running = time.monotonic() + 300, []
-    while not running or running[0]["phase"] != "training" or running[0]["step"] < step:
+    end, now = time.monotonic() + 300, []
+    while not now or now[0]["step"] < step:
         assert time.monotonic() < end, server.log_tail()
         time.sleep(0.02)
-        running = server.get("/seqlora/training")
-    return running[0]
+        now = [training for training in trainings(server) if training["phase"] == "training"]
+    return now[0]
+
+
+def trainings(server: HostServer) -> list[dict[str, Any]]:
+    return server.get("/seqlora/training")["trainings"]
 
 
 def cancel_at(server: HostServer, prompt: dict[str, dict], step: int) -> int:

@@ -143,7 +143,7 @@ def test_a_resumed_training_ends_as_if_it_had_never_stopped(library, straight, s
     resumed = finish(bird(library, SCHEDULES[schedule]), told.append)
     assert identical(straight(schedule), resumed)
     assert resumed.report["resumed_at"] == stopped_at and resumed.report["steps"] == STEPS
-    assert {p.phase for p in told} == {"training"} and [p.step for p in told][:1] == [stopped_at]
+    assert {p.phase for p in told} == {"training", "saving"} and [p.step for p in told][:1] == [stopped_at]
     assert told[0].note == f"Goes on from step {stopped_at}."
     assert not (library.path / FOLDER).exists()
 
@@ -181,7 +181,7 @@ def test_the_first_concept_of_a_library(tmp_path):
             measured = list(takewhile(lambda progress: progress.phase == "measuring", stopped))
             assert len(measured) == 24 and stopped.close() is None  # moments of its own pictures, two at a time
         results.append(finish(bird(library, SCHEDULES["joint"]), told.append if name == "stopped" else lambda _: None))
-    assert identical(*results) and {p.phase for p in told} == {"training"}
+    assert identical(*results) and {p.phase for p in told} == {"training", "saving"}
     assert results[0].library.prior().output_energy == results[1].library.prior().output_energy
     assert not (tmp_path / "straight" / FOLDER).exists()
 

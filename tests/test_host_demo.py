@@ -79,6 +79,11 @@ def test_host_can_copy_and_save_the_model(in_host: dict):
     assert in_host["clip_saves"] > 0 and in_host["vae_saves"] == 3
 
 
+def test_other_weights_are_loaded_anew(in_host: dict):
+    now, again, other = in_host["fingerprints"]
+    assert now == again != other
+
+
 def text_to_image(prompt: str, latent: str = "EmptyLatentImage", steps: int = 25) -> dict[str, dict]:
     return {
         "model": {"class_type": "SeqLoRA_DemoModel", "inputs": {}},

@@ -223,6 +223,8 @@ def test_the_order_of_inputs_is_frozen(server: HostServer):
         "gradient_checkpointing",
         "when_full",
         "checkpoint_minutes",
+        "preview_every",
+        "preview_prompt",
     ]
 
 

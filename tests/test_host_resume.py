@@ -11,7 +11,7 @@ import pytest
 
 from seqlora.library import Library
 from tests.hosts import HostServer
-from tests.prompts import cancel_at, draw, teaching, wait_for_step
+from tests.prompts import cancel_at, draw, teaching, trainings, wait_for_step
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 FAST = {"method": "lora", "batch_size": 2}  # nothing need be measured on generic captions
@@ -49,7 +49,8 @@ def test_keep_ends_a_training_inside_a_subgraph(server: HostServer):
     assert training["step"] <= figures["ended_early_at"] == figures["steps"] < 100000
     assert f"ended early, at step {figures['steps']} of 100000" in outputs["12:5"]["text"][0]
     assert Library.open(server.models_dir / "seqlora" / "kept").names == ["first"]
-    assert server.get("/seqlora/training") == []
+    (ended,) = [training for training in trainings(server) if training["node"] == "12:5"]
+    assert ended["phase"] == "finished" and ended["keep"] and ended["step"] == figures["steps"]
     again = json.loads(server.run(prompt)["report"]["text"][0])
     assert again["reused"] and again["ended_early_at"] == figures["ended_early_at"]
 

@@ -72,9 +72,9 @@ def test_removing_and_verifying(server: HostServer, library: Library):
     assert outputs["count"]["text"] == ["0"]
     assert outputs["verify"]["text"] == [f"{library.path.name}: all files are as they should be"]
 
-    (library.path / "thumbnails" / "0001.webp").unlink()  # the manifest stays as it is
+    (library.path / "moments" / "0001.safetensors").unlink()  # the manifest stays as it is
     outputs = server.run(verifying(library))
-    assert outputs["count"]["text"] == ["1"] and "0001.webp cannot be read" in outputs["verify"]["text"][0]
+    assert outputs["count"]["text"] == ["1"] and "0001.safetensors cannot be read" in outputs["verify"]["text"][0]
 
     outputs = server.run(removing(library, " cat ") | verifying(library, "remove"))
     assert outputs["remove"]["text"] == [f"removed cat\nlibrary {library.path.name}: dog"] and outputs["count"]["text"] == ["0"]

@@ -82,7 +82,7 @@ def test_what_was_taught_is_fine(original):
 def test_removing_is_exact(library):
     before = contents(library.path)
     left = library.remove("dog")
-    gone = {"concepts/0002-dog.safetensors", "moments/0002.safetensors", "thumbnails/0002.webp"}
+    gone = {"concepts/0002-dog.safetensors", "moments/0002.safetensors"}
     after = contents(library.path)
     assert Library.open(library.path) == left and left.names == ["cat", "fox"]
     assert after.keys() == before.keys() - gone
@@ -228,7 +228,7 @@ def flipped(path):
     path.write_bytes(data)
 
 
-CONCEPT, MOMENTS, THUMBNAIL = "concepts/0002-dog.safetensors", "moments/0002.safetensors", "thumbnails/0002.webp"
+CONCEPT, MOMENTS = "concepts/0002-dog.safetensors", "moments/0002.safetensors"
 
 
 @pytest.mark.parametrize("file", [CONCEPT, MOMENTS, "moments/base.safetensors"])
@@ -237,12 +237,6 @@ def test_every_damaged_file_is_found(library, file, spoil):
     spoil(library.path / file)
     (finding,) = verify(library.path)
     assert str(library.path / file) in finding and "restore it from a copy" in finding and finding.endswith(".")
-
-
-def test_a_missing_thumbnail_is_found(library):
-    (library.path / THUMBNAIL).unlink()
-    (finding,) = verify(library.path)
-    assert "0002.webp cannot be read" in finding
 
 
 def test_a_concept_that_is_not_orthogonal_is_found(library):
@@ -283,12 +277,12 @@ def test_a_running_training_is_no_finding(library):
 
 
 def test_links_that_lead_out_are_found(library, tmp_path):
-    for folder in ("concepts", "moments", "thumbnails"):
+    for folder in ("concepts", "moments"):
         (library.path / folder).rename(tmp_path / folder)
         (library.path / folder).symlink_to(tmp_path / folder)
     found = " ".join(verify(library.path))
     assert "leads out of the library's folder" in found
-    for relative in (CONCEPT, MOMENTS, THUMBNAIL):
+    for relative in (CONCEPT, MOMENTS):
         assert f"names a file outside its folder ({relative})" in found
     with pytest.raises(SeqLoRAError, match="outside its folder"):
         library.add("bird", "x", "", Trained(tensors_free(library), None, []), {})
@@ -346,7 +340,7 @@ def test_a_concept_that_was_not_listed_yet_is_taken_in(library, model):
     before = (library.path / MANIFEST).read_bytes()
     full = finish(teach(library, small_lesson("bird", 7), QUICK, model)).library
     (library.path / MANIFEST).write_bytes(before)
-    assert len(verify(library.path)) == 3
+    assert len(verify(library.path)) == 2
     repaired, done = repair(library.path)
     assert repaired == full and done == ["Concept 'bird' was taken in from concepts/0004-bird.safetensors."]
     assert verify(library.path) == []
@@ -368,7 +362,7 @@ def test_what_cannot_be_used_is_set_aside_never_deleted(library):
     (library.path / "concepts" / ".x.safetensors.1.tmp").write_bytes(b"half")
     repaired, done = repair(library.path)
     after = contents(library.path)
-    assert repaired.names == ["cat", "fox"] and verify(library.path) == [] and len(done) == 5
+    assert repaired.names == ["cat", "fox"] and verify(library.path) == [] and len(done) == 4
     assert after["damaged/0002-dog.safetensors"] == spoilt[CONCEPT]
     assert sorted(after.values()) == sorted([*(v for k, v in spoilt.items() if k != MANIFEST), after[MANIFEST]])
 

@@ -75,6 +75,16 @@ def test_overlap_is_the_share_of_the_span():
             assert float(found[i, j]) == pytest.approx(shared / (RANK * len(LAYERS)), rel=1e-9)
 
 
+def test_overlap_of_concepts_with_other_ranks():
+    """As in a sum of libraries; narrower ones are filled up with columns of zeros, which share nothing."""
+    wide = {n: Pair(randn(m, 3, seed=5), qr(randn(size, 3, seed=9))[0]) for n, (m, size) in LAYERS.items()}
+    found, both = overlap([CONCEPTS[0], wide]), (CONCEPTS[0], wide)
+    for i, rank in enumerate((RANK, 3)):
+        for j in range(2):
+            shared = sum(float((both[i][n].B.mT @ both[j][n].B).norm() ** 2) for n in LAYERS)
+            assert float(found[i, j]) == pytest.approx(shared / (rank * len(LAYERS)), rel=1e-9)
+
+
 def test_change_norm_is_that_of_the_matrices():
     total = sum(float((A @ B.mT).norm() ** 2) for A, B in CONCEPTS[0].values()) ** 0.5
     assert change_norm(CONCEPTS[0]) == pytest.approx(total, rel=1e-9)

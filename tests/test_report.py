@@ -11,7 +11,7 @@ from seqlora.cli import main
 from seqlora.errors import SeqLoRAError
 from seqlora.library import Library
 from seqlora.objective import Batches, Examples
-from seqlora.report import library_report
+from seqlora.report import kind_of, library_report
 from seqlora.settings import Settings
 from seqlora.teaching import teach
 from seqlora.trainer import finish, measure
@@ -79,6 +79,35 @@ def test_every_figure_is_that_of_the_dense_matrices(library, names):
 def test_a_concept_is_alone_without_division_by_zero(library):
     (entry,) = library_report(library, {"cat": 1.0})["concepts"]
     assert entry["disturbance"] == entry["disturbance_bound"] == entry["worst_layer_bound_of_output"] == 0
+
+
+def test_capacity_is_counted_over_the_whole_library(library):
+    """Rank 16 in a library that was planned for two: widths of 32 are full after two concepts, widths of 64 take four."""
+    found = library_report(library, {"cat": 1.0})["capacity"]
+    assert (found["concepts"], found["planned"]) == (3, 2)
+    assert {group["kind"] for group in found["groups"]} == {"attention", "mlp"}
+    assert sum(group["layers"] for group in found["groups"]) == len(library.base.layers)
+    for group in found["groups"]:
+        assert group["rank"] == 16
+        assert (group["used"], group["room"]) == {32: (1.0, 0), 64: (0.75, 1)}[group["width"]]
+
+
+@pytest.mark.parametrize(
+    "layer, kind",
+    [
+        ("input_blocks.3.1.transformer_blocks.0.attn1.to_q", "self attention"),
+        ("input_blocks.3.1.transformer_blocks.0.attn2.to_out.0", "cross attention"),
+        ("input_blocks.3.1.transformer_blocks.0.ff.net.0.proj", "mlp"),
+        ("input_blocks.3.1.proj_in", "projections"),
+        ("double_blocks.0.img_attn.qkv", "attention"),
+        ("double_blocks.0.txt_mlp.2", "mlp"),
+        ("single_blocks.7.linear1", "attention and mlp in one"),
+        ("blocks.3.cross_attn.k", "cross attention"),
+        ("blocks.3.self_attn.k", "self attention"),
+    ],
+)
+def test_layers_are_grouped_by_what_they_do(layer, kind):
+    assert kind_of(f"diffusion_model.{layer}") == kind
 
 
 def test_only_the_selected_files_are_read(library, tmp_path):

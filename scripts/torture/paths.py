@@ -114,8 +114,8 @@ def tampered(path: Path) -> int:
 
 def linked(folder: Path, template: Path) -> int:
     """Every file and folder of a library, replaced by a link to its like outside."""
-    places = [MANIFEST, LOCK, "concepts", "moments", "thumbnails", PRIOR]
-    places += ["concepts/0001-cat.safetensors", "moments/0001.safetensors", "thumbnails/0001.webp"]
+    places = [MANIFEST, LOCK, "concepts", "moments", PRIOR]
+    places += ["concepts/0001-cat.safetensors", "moments/0001.safetensors"]
     for place in places:
         path, outside = folder / "linked", folder / "outside"
         shutil.copytree(template, path)

@@ -14,7 +14,7 @@ import boot
 import comfy.utils
 import torch
 from safetensors.torch import load_file
-from seqlora_pack.nodes import demo_host
+from seqlora_pack.nodes import demo, demo_host
 from seqlora_pack.seqlora.demo import micro
 from seqlora_pack.seqlora.keys import unet_state_dict_to_native
 from torch import Tensor
@@ -37,6 +37,15 @@ def emphasis(clip) -> dict[str, float]:
         "weight_one": relative_error(context("a red (cat:1.0)"), plain),
         "weight_one_and_a_half": relative_error(context("a red (cat:1.5)"), expected),
     }
+
+
+def fingerprints() -> list[str]:
+    """Of the weights as they are, once more, and of another file."""
+    found = [demo.DemoModel.fingerprint_inputs() for _ in range(2)]
+    place, demo.WEIGHTS = demo.WEIGHTS, Path(sys.argv[2])
+    found.append(demo.DemoModel.fingerprint_inputs())
+    demo.WEIGHTS = place
+    return found
 
 
 def renaming_differences() -> list[str]:
@@ -79,6 +88,7 @@ with torch.inference_mode():
         preview=float((preview - blocks).abs().mean()),
         emphasis=emphasis(clip),
         renaming_differences=renaming_differences(),
+        fingerprints=fingerprints(),
         clip_saves=len(clip.get_sd()),
         vae_saves=len(vae.get_sd()),
         deep_copy=type(model.clone(force_deepcopy=True).model.diffusion_model).__name__,

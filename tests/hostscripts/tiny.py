@@ -58,6 +58,10 @@ class PatchVAE:
         patches = F.pixel_unshuffle(pixels.movedim(-1, 1) * 2 - 1, 8)
         return self.format.process_out(torch.einsum("kc,bchw->bkhw", self.matrix, patches) * 1.5)
 
+    def decode(self, latents: Tensor) -> Tensor:
+        patches = torch.einsum("ck,bkhw->bchw", torch.linalg.pinv(self.matrix), self.format.process_in(latents) / 1.5)
+        return ((F.pixel_shuffle(patches, 8) + 1) / 2).clamp(0, 1).movedim(1, -1)
+
 
 def load(family: str, folder: Path):
     """(patcher, clip, vae) as the host's loader nodes would give them, inside inference mode."""

@@ -1,0 +1,66 @@
+// An element on a node, in both renderers, of which nothing is saved: neither a value nor the room that it takes.
+const MARGIN = 8
+
+const inVue = () => globalThis.LiteGraph.vueNodesMode
+
+// Puts `element` at the end of `node`. The answer, a function, takes a change of the element's content and makes room for it.
+export function hosted(app, node, name, element) {
+  const content = element.firstElementChild
+  let own = node.size[1] // height without the element
+  let fitted = own // height that the element and its node agreed on
+  let height = 40 // of the content; what is out of sight has none, and keeps its last
+
+  const widget = node.addDOMWidget(name, name, element, {
+    serialize: false,
+    hideOnZoom: false,
+    margin: MARGIN,
+    getMinHeight: () => height + 2 * MARGIN,
+    getMaxHeight: () => height + 2 * MARGIN
+  })
+  widget.serialize = false
+
+  // What the height changed by since is the user's doing.
+  function adopt() {
+    own += node.size[1] - fitted
+    fitted = node.size[1]
+  }
+
+  function fit() {
+    if (!inVue()) { // there the host measures elements itself
+      adopt()
+      const wanted = Math.max(own, node.computeSize()[1])
+      if (wanted !== node.size[1]) node.setSize([node.size[0], wanted])
+      app.canvas.setDirty(true, true) // not the node's graph, which may be a subgraph that is not open
+    }
+    fitted = node.size[1]
+  }
+
+  new ResizeObserver(() => {
+    if (!content.offsetHeight) return
+    height = content.offsetHeight
+    fit()
+  }).observe(content)
+  fit()
+
+  const onSerialize = node.onSerialize
+  node.onSerialize = function (saved) {
+    onSerialize?.call(this, saved)
+    adopt()
+    saved.size[1] = own
+  }
+
+  return (change) => {
+    adopt()
+    change()
+  }
+}
+
+// Over an element in the classic renderer the wheel zooms and the middle button pans, as over the rest of the canvas. Nodes
+// 2.0 does so by itself.
+export function forwardToCanvas(element, app) {
+  const forward = (event, to) => { if (!inVue()) app.canvas[to](event) }
+  element.addEventListener('wheel', (event) => { forward(event, 'processMouseWheel') }, { passive: false })
+  element.addEventListener('pointerdown', (event) => { if (event.button === 1) forward(event, 'processMouseDown') })
+  element.addEventListener('pointermove', (event) => { if (event.buttons & 4) forward(event, 'processMouseMove') })
+  element.addEventListener('pointerup', (event) => { if (event.button === 1) forward(event, 'processMouseUp') })
+}

@@ -1,0 +1,26 @@
+// The one file that the editor loads; only here are its modules imported.
+import { app } from '../../scripts/app.js'
+import { api } from '../../scripts/api.js'
+import { library } from './library.mjs'
+import { panel } from './panel.mjs'
+import { picker } from './picker.mjs'
+import { loadWords, t } from './words.mjs'
+
+const parts = [panel, library, picker].map((part) => part({ app, api, t }))
+const each = (hook) => (...given) => { for (const part of parts) part[hook]?.(...given) }
+
+const style = document.createElement('link')
+style.rel = 'stylesheet'
+style.href = new URL('./style.css', import.meta.url).href
+document.head.append(style)
+
+app.registerExtension({
+  name: 'seqlora',
+  async setup() {
+    await loadWords(app, api) // before any node is made
+    for (const part of parts) await part.setup?.()
+  },
+  nodeCreated: each('nodeCreated'),
+  loadedGraphNode: each('loadedGraphNode'),
+  afterConfigureGraph: each('afterConfigureGraph')
+})
