@@ -147,7 +147,8 @@ class TrainConcept(io.ComfyNode):
                     step=0.1,
                     optional=True,
                     advanced=True,
-                    tooltip="How strongly the concept is kept from changing what the model does elsewhere. 0 turns it off.",
+                    tooltip="How strongly the concept is kept from changing what the model does elsewhere, for each "
+                    "concept that the library is planned for. 0 turns it off.",
                 ),
                 io.Boolean.Input(
                     "gradient_checkpointing",
