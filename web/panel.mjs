@@ -67,10 +67,14 @@ export function panel({ app, api, t }) {
 
   const picture = (image) => api.apiURL(`/view?${new URLSearchParams(image)}`)
 
+  // The host warns of an event that nobody listens for, and its socket opens before the set-up.
+  let ready = false
+  api.addEventListener('seqlora.training', ({ detail }) => { if (ready) take(detail, false) })
+  api.addEventListener('reconnected', catchUp)
+
   return {
     async setup() {
-      api.addEventListener('seqlora.training', ({ detail }) => take(detail, false))
-      api.addEventListener('reconnected', catchUp)
+      ready = true
       await catchUp()
     },
     afterConfigureGraph() {

@@ -58,7 +58,7 @@ class Editor:
         self.settings = SETTINGS | {"Comfy.VueNodes.Enabled": renderer == "nodes2", "Comfy.ColorPalette": theme} | settings
         self.problems: list[str] = []
         self._context = browser.new_context(viewport={"width": 1400, "height": 1200})
-        self._context.set_default_timeout(MINUTE)
+        self._context.set_default_timeout(3 * MINUTE)
         self._context.route(re.compile(r"/api/settings(/|$)"), self._answer_settings)
         self.page = self._context.new_page()
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error.message}\n{error.stack}"))
