@@ -139,7 +139,7 @@ def test_a_manifest_of_tomorrow(library):
 
 
 def test_what_is_filed_comes_back(tmp_path, model, original):
-    library = Library.create(tmp_path / "pets", 16, 2, "attention and mlp")
+    library = Library.create(tmp_path / "pets", 16, 1, "attention and mlp")
     taught = finish(teach(library, small_lesson("cat"), QUICK, model))
     reopened = Library.open(library.path)
     assert reopened.names == ["cat"] and reopened.digest == taught.library.digest
