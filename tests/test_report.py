@@ -82,9 +82,9 @@ def test_a_concept_is_alone_without_division_by_zero(library):
 
 
 def test_capacity_is_counted_over_the_whole_library(library):
-    """Rank 16 in a library that was planned for two: widths of 32 are full after two concepts, widths of 64 take four."""
+    """Rank 16 in a library that was planned for one: widths of 32 are full after two concepts, widths of 64 take four."""
     found = library_report(library, {"cat": 1.0})["capacity"]
-    assert (found["concepts"], found["planned"]) == (3, 2)
+    assert (found["concepts"], found["planned"]) == (3, 1)
     assert {group["kind"] for group in found["groups"]} == {"attention", "mlp"}
     assert sum(group["layers"] for group in found["groups"]) == len(library.base.layers)
     for group in found["groups"]:
@@ -150,7 +150,7 @@ def test_the_command_prints_and_writes_it(library, tmp_path, capsys):
 
 def test_plain_lora_has_no_prior_and_says_so(tmp_path, capsys):
     """The library's layers of width 32 have rank 8, those of width 64 have 12."""
-    library = Library.create(tmp_path / "plain", rank=12, capacity=4, targets="attention and mlp")
+    library = Library.create(tmp_path / "plain", rank=12, capacity=2, targets="attention and mlp")
     settings = QUICK.with_(orthogonality="free", basis_start="random", interference=0.0, context="modular")
     library = finish(teach(library, small_lesson("cat"), settings, SmallModel())).library
     (entry,) = library_report(library, {"cat": 1.0})["concepts"]
