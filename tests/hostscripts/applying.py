@@ -15,6 +15,7 @@ import folder_paths
 import tiny
 import torch
 from checkpoints import sdxl_without_weights
+from comfy_api.latest._io import HiddenHolder
 from safetensors import safe_open
 from seqlora_pack.nodes import host
 from seqlora_pack.nodes.apply import ApplyComposed
@@ -25,6 +26,8 @@ from seqlora_pack.seqlora.errors import SeqLoRAError
 from torch import Tensor
 
 from nodes import LoraLoaderModelOnly
+
+ExportLoRA.hidden = HiddenHolder.from_dict({})  # the host sets it for a node that it runs
 
 family, folder = sys.argv[1], Path(sys.argv[2])
 tiny.use_folder(folder)
