@@ -67,11 +67,14 @@ def test_it_is_found_added_and_teaches(server: HostServer, host_editor: Editor):
     page, library = host_editor.page, f"{FILLED['library']} {host_editor.renderer}"
     host_editor.add("SeqLoRA_DemoModel", (-400, 0))
     page.mouse.dblclick(900, 700)
-    page.keyboard.type(NAME)
+    search = page.get_by_role("combobox", name="Add a node")
+    search.fill(NAME)
     page.get_by_text(NAME, exact=True).first.wait_for()
-    page.keyboard.press("Enter")
+    search.press("Enter")
     page.wait_for_function("(name) => window.app.graph.nodes.some((node) => node.title === name)", arg=NAME)
-    page.mouse.click(900, 700)  # until then it hangs on the pointer
+    search.wait_for(state="detached")  # it fades, and would take the click
+    page.mouse.click(900, 700)  # until then the new node hangs on the pointer
+    page.wait_for_function("() => window.app.canvas.state.ghostNodeId === null")
     page.evaluate(
         """async ([name, values]) => {
             const { app } = window

@@ -297,7 +297,7 @@ def test_rename_and_remove_on_disk(host_editor: Editor, host_pets: Path):
         assert Library.open(host_pets).names == ["wolf"]
         host_editor.page.locator(".seqlora-picker-status").get_by_text("no concept \u201ccat\u201d").wait_for()
 
-        tab.get_by_role("button", name="Report").click()
+        tab.get_by_role("region", name="small pets").get_by_role("button", name="Report").click()
         report = host_editor.page.get_by_role("dialog", name="Report on small pets")
         report.get_by_role("row", name="wolf").wait_for()
         assert report.get_by_role("img").evaluate("(image) => image.naturalWidth") > 400

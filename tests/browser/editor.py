@@ -73,8 +73,11 @@ class Editor:
         """The user presses F5; the editor brings the open workflow back by itself."""
         self.page.evaluate("() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
         self.page.wait_for_timeout(800)  # it writes a draft half a second after a change
+        nodes = self.page.evaluate("() => window.app.rootGraph.nodes.length")
         self.page.reload()
         self._wait()
+        self.page.wait_for_function("(nodes) => window.app.rootGraph.nodes.length === nodes", arg=nodes)
+        self.settle()
 
     def clear(self) -> None:
         """An empty workflow, no message left over, and no problem remembered."""
