@@ -118,6 +118,25 @@ def test_a_first_concept_has_no_crosstalk(editor: Editor, stub: StubServer):
     expect(shown.get_by_text("Crosstalk")).to_be_hidden()
 
 
+def test_undo_leaves_it_alive(editor: Editor, stub: StubServer):
+    node, training = begin(editor, stub)
+    tracker = "window.app.extensionManager.workflow.activeWorkflow.changeTracker"
+    for value in (300, 400):
+        editor.page.evaluate(
+            f"""([id, value]) => {{
+                window.app.graph.getNodeById(id).widgets.find(({{ name }}) => name === 'steps').value = value
+                {tracker}.captureCanvasState()
+            }}""",
+            [node, value],
+        )
+    editor.page.evaluate(f"() => {tracker}.undo()")
+    steps = "(id) => window.app.graph.getNodeById(id).widgets.find(({ name }) => name === 'steps').value"
+    assert editor.page.evaluate(steps, node) == 300
+    stub.tell(training, step=31, losses=curve(31, 31))
+    expect(panel(editor)).to_have_count(1)
+    expect(panel(editor)).to_contain_text("31 / 80")
+
+
 @pytest.mark.parametrize(
     ("phase", "known", "sentence"),
     [

@@ -1,7 +1,15 @@
 // An element on a node, in both renderers, of which nothing is saved: neither a value nor the room that it takes.
 const MARGIN = 8
 
+let made = 0
+
 const inVue = () => globalThis.LiteGraph.vueNodesMode
+
+// A name for a kind of widget that nothing else has: Nodes 2.0 would go on showing the element of a node that undo replaced, if
+// its widget were of the same type.
+export function ownType(name) {
+  return `${name}_${made++}`
+}
 
 // Puts `element` at the end of `node`. The answer, a function, takes a change of the element's content and makes room for it.
 export function hosted(app, node, name, element) {
@@ -10,7 +18,7 @@ export function hosted(app, node, name, element) {
   let fitted = own // height that the element and its node agreed on
   let height = 40 // of the content; what is out of sight has none, and keeps its last
 
-  const widget = node.addDOMWidget(name, name, element, {
+  const widget = node.addDOMWidget(name, ownType(name), element, {
     serialize: false,
     hideOnZoom: false,
     margin: MARGIN,

@@ -1,7 +1,7 @@
 // On Apply Composed SeqLoRA, under the text: the library's concepts by their pictures. They show what the text selects and edit
 // it; the text is all there is, nothing else is saved.
 import { make } from './elements.mjs'
-import { forwardToCanvas } from './hosting.mjs'
+import { forwardToCanvas, ownType } from './hosting.mjs'
 import { change, parse } from './selection.mjs'
 import { openShelf } from './shelf.mjs'
 import { allNodes, libraryOf } from './upstream.mjs'
@@ -11,8 +11,6 @@ export const APPLY = 'SeqLoRA_ApplyComposed'
 const HEIGHT = 190
 const TEXT_HEIGHT = 90
 const MOST = 100 // strengths, up and down
-
-let made = 0
 
 export function picker({ app, api, t }) {
   const shelf = openShelf(api)
@@ -47,9 +45,7 @@ class Picker {
     this.element = make('div', { class: 'seqlora-picker', 'data-capture-wheel': 'true' }, this.status, this.list)
     this.list.addEventListener('wheel', (event) => this.#scroll(event))
     forwardToCanvas(this.element, this.app)
-    // Nodes 2.0 would go on showing the element of a node that undo replaced, if its widget were of the same type.
-    const type = `seqlora_picker_${made++}`
-    const widget = node.addDOMWidget('picker', type, this.element, { serialize: false, getMinHeight: () => HEIGHT })
+    const widget = node.addDOMWidget('picker', ownType('seqlora_picker'), this.element, { serialize: false, getMinHeight: () => HEIGHT })
     widget.serialize = false
     this.text.options.getMinHeight = () => TEXT_HEIGHT // else the tiles would leave it a line and a half
     node.expandToFitContent()
