@@ -21,6 +21,7 @@ from torch import Tensor
 from ..adapter import Pair
 from ..backends.diffusers import DemoModel
 from ..composition import compose
+from ..errors import SeqLoRAError
 from ..library import Library
 from ..metrics import basis_error, crosstalk
 from ..sampling import euler
@@ -39,6 +40,9 @@ ROWS = ("reference", "alone", "all together, SeqLoRA", "all together, plain LoRA
 
 
 def demo_concepts(count: int, seed: int) -> list[Emoji]:
+    most = len(held_out_emoji())
+    if not 1 <= count <= most:
+        raise SeqLoRAError(f"{count} concepts cannot be taught: the demo has {most} emoji to teach; ask for 1 to {most}.")
     return random.Random(seed).sample(list(held_out_emoji()), count)
 
 
@@ -87,10 +91,13 @@ def recognised(pictures: Tensor, concepts: Sequence[Emoji]) -> Tensor:
 
 
 def run_demo(out: Path, count: int = 8, seed: int = 0, rank: int = 4, say: Callable[[str], None] = print) -> dict:
-    """Teaches, draws, measures; writes demo.png and demo.json under `out` and returns the figures."""
-    began = time.monotonic()
+    """Teaches, draws, measures; writes demo.png and demo.json under `out` and returns the figures.
+
+    Raises SeqLoRAError for more concepts than there are emoji to teach, or none.
+    """
+    began, concepts = time.monotonic(), demo_concepts(count, seed)
     out.mkdir(parents=True, exist_ok=True)
-    model, concepts = DemoModel(), demo_concepts(count, seed)
+    model = DemoModel()
     prompts = [f"a photo of {trigger_word(e)} {e.class_word}" for e in concepts]
     libraries: dict[str, Library] = {}
     seconds: dict[str, float] = {}
@@ -119,7 +126,7 @@ def run_demo(out: Path, count: int = 8, seed: int = 0, rank: int = 4, say: Calla
             "recognised_together": float(all_on.float().mean()),
             "concepts_recognised_alone": _majority(own),
             "concepts_kept_together": int(((own.float().mean(1) >= 0.5) & (all_on.float().mean(1) >= 0.5)).sum()),
-            "crosstalk": float((table.sum() - table.trace()) / (count * (count - 1))),
+            "crosstalk": float((table.sum() - table.trace()) / max(1, count * (count - 1))),
             "largest_overlap_entry": across,
             "largest_orthonormality_error": within,
             "seconds": round(seconds[method], 1),
