@@ -58,8 +58,8 @@ MUTATIONS = [
     Mutation(
         "flip the sign of the penalty on A",
         "optimizer.py",
-        "A.grad.add_(A @ energy, alpha=2 * strength)",
-        "A.grad.add_(A @ energy, alpha=-2 * strength)",
+        "A.grad.add_(felt @ energy, alpha=2 * strength)",
+        "A.grad.add_(felt @ energy, alpha=-2 * strength)",
         "test_optimizer",
     ),
     Mutation(
@@ -89,6 +89,20 @@ MUTATIONS = [
         "full.append(name)",
         "pass",
         "test_trainer",
+    ),
+    Mutation(
+        "let planned concepts fill a layer",
+        "trainer.py",
+        "width // (2 * capacity)",
+        "width // capacity",
+        "test_trainer",
+    ),
+    Mutation(
+        "forget how many concepts are planned",
+        "trainer.py",
+        "settings.interference * planned",
+        "settings.interference",
+        "test_library",
     ),
     Mutation(
         "leave the hooks on",
@@ -170,8 +184,8 @@ MUTATIONS = [
     Mutation(
         "keep the old name in the file",
         "library.py",
-        "self._write_concept(replace(record, name=new, file=file), tensors)",
-        "replace(self._write_concept(replace(record, file=file), tensors), name=new)",
+        "self._write_concept(replace(record, name=new, file=file), tensors, picture)",
+        "replace(self._write_concept(replace(record, file=file), tensors, picture), name=new)",
         "test_library_upkeep",
     ),
     Mutation(

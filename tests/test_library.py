@@ -195,6 +195,16 @@ def test_an_unknown_concept_lists_the_known(original):
         original.load("bird")
 
 
+def test_the_penalty_grows_with_the_number_of_planned_concepts(tmp_path, model):
+    taught = []
+    for capacity, interference in ((1, 0.4), (4, 0.1), (4, 0.4)):
+        library = Library.create(tmp_path / f"library {len(taught)}", 2, capacity, "attention and mlp")
+        taught.append(finish(teach(library, small_lesson("cat"), QUICK.with_(interference=interference), model)).library)
+    one, same, stronger = (library.load("cat") for library in taught)
+    assert all(torch.equal(a, b) for layer in one for a, b in zip(one[layer], same[layer], strict=True))
+    assert not any(torch.equal(one[layer].A, stronger[layer].A) for layer in one)
+
+
 # -- the same request again
 
 
