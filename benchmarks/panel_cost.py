@@ -143,7 +143,7 @@ def main() -> None:
         print(f"closed {closed * 1e3:.2f} ms, open {opened * 1e3:.2f} ms: {opened / closed:.4f} x (at most {BAR})")
         print(f"{statistics.mean(events):.1f} events a second")
         train(host, with_previews)
-        (state,) = [one for one in host.get("/seqlora/training")["trainings"] if one["concept"] == "watched"]
+        (state,) = [one for one in host.get("/seqlora/training")["trainings"] if one["previews"]]
         drawn, seconds = len(state["previews"]), state["preview_seconds"]
         print(f"{drawn} previews took {seconds:.1f} s, beside {args.steps * closed:.1f} s for all steps")
 
