@@ -146,8 +146,10 @@ def test_copy_the_trigger(editor: Editor, tab: Any):
     assert editor.page.evaluate("() => navigator.clipboard.readText()") == "zbob"
 
 
+@pytest.mark.parametrize("theme", THEMES)
 @once
-def test_report(editor: Editor, tab: Any):
+def test_report(editor: Editor, tab: Any, theme: str):
+    editor.set("Comfy.ColorPalette", theme)
     button = tab.get_by_role("button", name="Report")
     button.click()
     window = editor.page.get_by_role("dialog", name="Report on toys")
@@ -157,6 +159,7 @@ def test_report(editor: Editor, tab: Any):
     editor.page.keyboard.press("Escape")
     window.wait_for(state="detached")
     assert button.evaluate("(button) => button === document.activeElement")
+    editor.set("Comfy.ColorPalette", "dark")
 
 
 @pytest.mark.parametrize("theme", THEMES)
