@@ -42,7 +42,8 @@ class Method:
     changes: Mapping[str, Any] = field(default_factory=dict)
     tuned_like: str = ""  # the row whose tuning it takes
     grid: Sequence[Mapping[str, float]] = RATES_AND_STRENGTHS
-    capacity: int = CAPACITY  # planned concepts: decides the layers' rank
+    capacity: int = CAPACITY  # planned concepts as far as they decide the layers' rank
+    planned: int = CAPACITY  # planned concepts as far as they scale the penalty
     together: bool = False  # one adapter for all concepts
 
     def settings(self, tuned: Mapping[str, float]) -> Settings:
@@ -94,6 +95,7 @@ METHODS: dict[str, Method] = {
     "energy": Method("penalty by each layer's own energy", CHANGES, changes={"weighting": "energy"}),
     "crowded": Method("exact, all of the width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 2),
     "wide-metric": Method("metric, twice the rank", CHANGES, changes={"orthogonality": "metric"}, capacity=CAPACITY // 2),
+    "planned-101": Method("SeqLoRA, planned for 101", CHANGES, tuned_like="seqlora", capacity=101, planned=101),
     "together": Method("one LoRA for all", BOUNDS, "lora", grid=RATES, together=True),
 }
 assert all(method.core in CORE for method in METHODS.values())

@@ -50,8 +50,8 @@ class Bench:
         """A tuning run's library is planned for as many concepts as it teaches, and so is as crowded as a test run's."""
         method = METHODS[key]
         settings = method.settings(tuned)
-        planned = CAPACITY if test else count
-        capacity = max(1, method.capacity * planned // CAPACITY)
+        planned = method.planned if test else count
+        capacity = method.capacity if test else max(1, method.capacity * count // CAPACITY)
         emoji = subjects.concepts(count, seed) if test else subjects.tuning_concepts(count)
         name = f"{key}-{settings_key(settings, RANK, capacity)}"
         folder = self.out / self.architecture / ("runs" if test else "tuning") / name / f"seed{seed}"
