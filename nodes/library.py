@@ -69,8 +69,8 @@ class CreateLibrary(io.ComfyNode):
                     default=32,
                     min=1,
                     max=1024,
-                    tooltip="How many concepts are planned: they share half of a layer's width. More can be taught; once the "
-                    "other half is taken too, layers are shared softly and the report says so. Fixed once the library exists.",
+                    tooltip="How many concepts are planned: they share a quarter of a layer's width. More can be taught; once "
+                    "the rest is taken too, layers are shared softly and the report says so. Fixed once the library exists.",
                 ),
                 io.Combo.Input(
                     "targets",

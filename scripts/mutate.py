@@ -93,7 +93,7 @@ MUTATIONS = [
     Mutation(
         "let planned concepts fill a layer",
         "trainer.py",
-        "width // (2 * capacity)",
+        "width // (4 * capacity)",
         "width // capacity",
         "test_trainer",
     ),

@@ -73,11 +73,11 @@ def finish(steps: Steps[R], tell: Callable[[Progress], str | None] = lambda prog
 
 
 def layer_rank(width: int, cap: int, capacity: int) -> int:
-    """The rank that lets `capacity` concepts be orthogonal within half of a layer's input width, at most `cap`.
+    """The rank that lets `capacity` concepts be orthogonal within a quarter of a layer's input width, at most `cap`.
 
     The last concepts of a layer that is used up get the directions in which nothing happens; see docs/results.md.
     """
-    return max(1, min(cap, width // (2 * capacity)))
+    return max(1, min(cap, width // (4 * capacity)))
 
 
 def measure(

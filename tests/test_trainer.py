@@ -104,7 +104,7 @@ def test_layer_rank_leaves_room_for_all():
         for capacity in (1, 3, 50):
             rank = layer_rank(width, 8, capacity)
             assert 1 <= rank <= 8
-            assert rank * capacity <= width / 2 or rank == 1
+            assert rank * capacity <= width / 4 or rank == 1
 
 
 # -- learning

@@ -93,8 +93,8 @@ METHODS: dict[str, Method] = {
         "frozen contrastive, cumulative", CONTEXTS, "frozen", "frozen contrastive", context="cumulative"
     ),
     "energy": Method("penalty by each layer's own energy", CHANGES, changes={"weighting": "energy"}),
-    "crowded": Method("exact, all of the width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 2),
-    "roomy": Method("exact, a quarter of the width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY * 2),
+    "crowded": Method("exact, all of the width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 4),
+    "half": Method("exact, half of the width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 2),
     "wide-metric": Method("metric, twice the rank", CHANGES, changes={"orthogonality": "metric"}, capacity=CAPACITY // 2),
     "planned-101": Method("SeqLoRA, planned for 101", CHANGES, tuned_like="seqlora", capacity=101, planned=101),
     "together": Method("one LoRA for all", BOUNDS, "lora", grid=RATES, together=True),
