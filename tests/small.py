@@ -121,10 +121,18 @@ def small_lesson(name: str, seed: int = 0, **changes: Any) -> Lesson:
 
 
 def small_library(path: Path, model: SmallModel) -> Library:
-    """Two taught concepts, cat and dog, of rank 16, one more than planned: the layers of width 32 are full."""
-    library = Library.create(path, rank=16, capacity=1, targets="attention and mlp")
-    for seed, name in enumerate(("cat", "dog")):
-        library = finish(teach(library, small_lesson(name, seed), QUICK, model)).library
+    """Two taught concepts, cat and dog, of rank 8, one more than planned."""
+    return _teach_all(Library.create(path, rank=8, capacity=1, targets="attention and mlp"), ("cat", "dog"), model)
+
+
+def full_library(path: Path, model: SmallModel) -> Library:
+    """The same with two more, elk and fox: the layers of width 32 are full."""
+    return _teach_all(small_library(path, model), ("elk", "fox"), model)
+
+
+def _teach_all(library: Library, names: Sequence[str], model: SmallModel) -> Library:
+    for name in names:
+        library = finish(teach(library, small_lesson(name, len(library.names)), QUICK, model)).library
     return library
 
 

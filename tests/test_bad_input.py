@@ -16,12 +16,12 @@ from seqlora.names import checked_name
 from seqlora.settings import Settings
 from seqlora.teaching import Lesson, teach
 from seqlora.trainer import finish
-from tests.small import QUICK, SmallDenoiser, SmallModel, contents, rewrite, small_lesson, small_library, small_pictures
+from tests.small import QUICK, SmallDenoiser, SmallModel, contents, full_library, rewrite, small_lesson, small_pictures
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    return small_library(tmp_path_factory.mktemp("models") / "pets", SmallModel()).path
+    return full_library(tmp_path_factory.mktemp("models") / "pets", SmallModel()).path
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def library(taught, tmp_path):
 
 @dataclass
 class Request:
-    """A third concept for a library of two: good as it is, until a test spoils one part."""
+    """A fifth concept for a library of four: good as it is, until a test spoils one part."""
 
     lesson: Lesson = field(default_factory=lambda: small_lesson("bird", 2))
     settings: Settings = QUICK
@@ -120,7 +120,7 @@ def test_refused_before_any_work(library, make, sentence):
 
 def test_the_request_is_good_otherwise(library):
     taught = finish(teach(library, Request().lesson, QUICK, Request().model))
-    assert taught.library.names == ["cat", "dog", "bird"]
+    assert taught.library.names == ["cat", "dog", "elk", "fox", "bird"]
     assert len(taught.record.full_layers) == 6 == taught.report["full_layers"]  # the fallback is on, and is recorded
 
 

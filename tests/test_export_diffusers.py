@@ -64,7 +64,7 @@ def native_shapes(model: PipelineModel) -> dict[str, tuple[int, int]]:
 
 
 def library_of(path: Path, model: PipelineModel, shapes: dict[str, tuple[int, int]]) -> Library:
-    library = Library.create(path, rank=3, capacity=4, targets="attention and mlp")
+    library = Library.create(path, rank=3, capacity=1, targets="attention and mlp")
     library = library.with_base(Base(dict(model.layout), {name: list(shape) for name, shape in shapes.items()}), None)
     for seed, name in enumerate(SELECTION):
         library = library.add(name, f"zyx{seed}", "dog", Trained(random_concept(shapes, seed), Moments({}, {}, {}), []), {})

@@ -53,10 +53,10 @@ def test_create_then_open(tmp_path):
     assert (made.rank, made.capacity, made.targets, made.names, made.base) == (4, 9, "attention", [], None)
 
 
-@pytest.mark.parametrize("what,wanted", [("rank", 8), ("capacity", 3), ("targets", "attention")])
+@pytest.mark.parametrize("what,wanted", [("rank", 4), ("capacity", 3), ("targets", "attention")])
 def test_create_where_another_is(library, what, wanted):
     before = contents(library.path)
-    given_ = {"rank": 16, "capacity": 1, "targets": "attention and mlp"} | {what: wanted}
+    given_ = {"rank": 8, "capacity": 1, "targets": "attention and mlp"} | {what: wanted}
     with pytest.raises(SeqLoRAError, match=f"'pets' exists with {what} .*, not {wanted}; set {what} to"):
         Library.create(library.path, **given_)
     assert contents(library.path) == before
@@ -106,8 +106,8 @@ def without(manifest, key):
         lambda m: m | {"concepts": [m["concepts"][0] | {"settings": {"steps": {}}}]},
         lambda m: m | {"concepts": [m["concepts"][0] | {"trigger": "x" * 1001}]},
         lambda m: m | {"rank": 10**18},
-        lambda m: json.dumps(m).replace('"rank": 16', '"rank": 1' + "0" * 100),
-        lambda m: json.dumps(m).replace('"rank": 16', '"rank": 1e999'),
+        lambda m: json.dumps(m).replace('"rank": 8', '"rank": 1' + "0" * 100),
+        lambda m: json.dumps(m).replace('"rank": 8', '"rank": 1e999'),
         lambda m: m | {"surprise": [0] * 600_000},
         lambda m: m | {"base": {"family": "sd3"}},
         lambda m: m | {"base": m["base"] | {"layers": {"a": [1, -1]}}},
@@ -139,7 +139,7 @@ def test_a_manifest_of_tomorrow(library):
 
 
 def test_what_is_filed_comes_back(tmp_path, model, original):
-    library = Library.create(tmp_path / "pets", 16, 1, "attention and mlp")
+    library = Library.create(tmp_path / "pets", 8, 1, "attention and mlp")
     taught = finish(teach(library, small_lesson("cat"), QUICK, model))
     reopened = Library.open(library.path)
     assert reopened.names == ["cat"] and reopened.digest == taught.library.digest
@@ -152,7 +152,7 @@ def test_what_is_filed_comes_back(tmp_path, model, original):
 
 def test_concepts_that_fit_are_orthogonal_on_disk(original):
     assert max(basis_error([original.load(name) for name in original.names])) <= 1e-5
-    assert not original.find("dog").full_layers  # 16 + 16 still fit into 32
+    assert not original.find("dog").full_layers  # 8 + 8 fit into 32
 
 
 def test_moments_come_back(original):
@@ -178,7 +178,7 @@ def test_the_file_is_an_ordinary_lora(original):
             assert float(file.get_tensor(f"{layer}.alpha")) == rank
         assert len(keys) == 3 * len(ranks)
     assert about["modelspec.title"] == "dog" and about["modelspec.trigger_phrase"] == "zyx thing"
-    assert about["ss_network_dim"] == about["ss_network_alpha"] == "16"
+    assert about["ss_network_dim"] == about["ss_network_alpha"] == "8"
     assert json.loads(about["seqlora"])["concepts"][0]["settings"]["steps"] == QUICK.steps
     assert about["modelspec.thumbnail"] == original.thumbnail("dog") != ""
 

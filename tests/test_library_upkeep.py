@@ -21,7 +21,7 @@ from seqlora.teaching import teach
 from seqlora.trainer import Trained, finish
 from seqlora.upkeep import copy, repair
 from seqlora.verification import verify
-from tests.small import QUICK, SmallModel, contents, relist, rewrite, small_lesson, small_library
+from tests.small import QUICK, SmallModel, contents, full_library, relist, rewrite, small_lesson
 
 NAMES = ["cat", "dog", "fox"]
 
@@ -180,9 +180,9 @@ def test_teaching_anew_replaces_and_is_found_again(library, model):
 
 
 def test_a_new_version_finds_the_room_of_the_old(tmp_path, model):
-    library = small_library(tmp_path / "full", model)  # two concepts fill it
+    library = full_library(tmp_path / "full", model)
     taught = finish(teach(library, small_lesson("cat", 9), QUICK, model, replace=True))
-    assert taught.library.names == ["dog", "cat"] and not taught.record.full_layers and verify(library.path) == []
+    assert taught.library.names == ["dog", "elk", "fox", "cat"] and not taught.record.full_layers and verify(library.path) == []
 
 
 def test_a_replacement_that_fails_keeps_the_old(library, monkeypatch):

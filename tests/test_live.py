@@ -17,7 +17,16 @@ from seqlora.objective import Batches
 from seqlora.settings import method_settings
 from seqlora.teaching import teach
 from seqlora.trainer import finish
-from tests.small import QUICK, SmallDenoiser, SmallModel, small_examples, small_layers, small_lesson, small_library
+from tests.small import (
+    QUICK,
+    SmallDenoiser,
+    SmallModel,
+    full_library,
+    small_examples,
+    small_layers,
+    small_lesson,
+    small_library,
+)
 
 LAYERS = "attention and mlp"
 
@@ -73,8 +82,8 @@ def test_looking_changes_no_bit(original, tmp_path, changes, dtype):
     assert all(torch.equal(a, b) for layer in one for a, b in zip(one[layer], other[layer], strict=True))
 
 
-def test_the_figures_are_those_of_the_dense_matrices(library):
-    looks = []
+def test_the_figures_are_those_of_the_dense_matrices(tmp_path):
+    library, looks = full_library(tmp_path / "full", SmallModel()), []
 
     def look(progress):
         if progress.live:
@@ -83,8 +92,8 @@ def test_the_figures_are_those_of_the_dense_matrices(library):
             )
 
     taught = finish(lessons(library, SmallModel()), look).library
-    earlier, prior = [library.load(name) for name in ("cat", "dog")], library.prior()
-    own, others = taught.moments("owl"), [library.moments(name) for name in ("cat", "dog")]
+    earlier, prior = [library.load(name) for name in library.names], library.prior()
+    own, others = taught.moments("owl"), [library.moments(name) for name in library.names]
     for (orthogonality, crosstalk), pairs in looks:
         bases = {layer: [concept[layer].B.double() for concept in earlier] for layer in pairs}
         entries = [(F.mT @ pairs[layer].B.double()).abs().max() for layer in pairs for F in bases[layer]]

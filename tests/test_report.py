@@ -15,7 +15,7 @@ from seqlora.report import kind_of, library_report
 from seqlora.settings import Settings
 from seqlora.teaching import teach
 from seqlora.trainer import finish, measure
-from tests.small import QUICK, SmallModel, small_lesson, small_library
+from tests.small import QUICK, SmallModel, full_library, small_lesson
 
 DELTA, CONSTANT = 0.1, 1.2
 STRENGTHS = {"cat": 1.0, "dog": 0.5, "owl": -2.0}
@@ -23,9 +23,9 @@ STRENGTHS = {"cat": 1.0, "dog": 0.5, "owl": -2.0}
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """Cat and dog fill the layers of width 32, so the owl's bases there are not orthogonal to theirs."""
+    """Four concepts fill the layers of width 32, so the owl's bases there are not orthogonal to theirs."""
     model = SmallModel()
-    library = small_library(tmp_path_factory.mktemp("report") / "zoo", model)
+    library = full_library(tmp_path_factory.mktemp("report") / "zoo", model)
     return finish(teach(library, small_lesson("owl", 7), QUICK, model)).library
 
 
@@ -62,7 +62,7 @@ def test_every_figure_is_that_of_the_dense_matrices(library, names):
             bounds[layer] = forgetting_bound(expected[layer], *norms, DELTA, CONSTANT)
         own = sum(energy(W, moments[j], layer) for layer, W in changes[j].items())
         whole = sum(output.values())
-        assert (entry["name"], entry["strength"], entry["rank"]) == (name, STRENGTHS[name], 16)
+        assert (entry["name"], entry["strength"], entry["rank"]) == (name, STRENGTHS[name], 8)
         assert entry["disturbance"] == pytest.approx(sum(expected.values()) / own, rel=1e-5)
         assert entry["disturbance_bound"] == pytest.approx(sum(bounds.values()) / own, rel=1e-5)
         assert entry["disturbance_of_output"] == pytest.approx(sum(expected.values()) / whole, rel=1e-5)
@@ -82,14 +82,14 @@ def test_a_concept_is_alone_without_division_by_zero(library):
 
 
 def test_capacity_is_counted_over_the_whole_library(library):
-    """Rank 16 in a library that was planned for one: widths of 32 are full after two concepts, widths of 64 take four."""
+    """Rank 8 in a library that was planned for one: widths of 32 are full after four concepts, widths of 64 take eight."""
     found = library_report(library, {"cat": 1.0})["capacity"]
-    assert (found["concepts"], found["planned"]) == (3, 1)
+    assert (found["concepts"], found["planned"]) == (5, 1)
     assert {group["kind"] for group in found["groups"]} == {"attention", "mlp"}
     assert sum(group["layers"] for group in found["groups"]) == len(library.base.layers)
     for group in found["groups"]:
-        assert group["rank"] == 16
-        assert (group["used"], group["room"]) == {32: (1.0, 0), 64: (0.75, 1)}[group["width"]]
+        assert group["rank"] == 8
+        assert (group["used"], group["room"]) == {32: (1.0, 0), 64: (0.625, 3)}[group["width"]]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_the_command_prints_and_writes_it(library, tmp_path, capsys):
     assert written == library_report(library, {"cat": 1.0, "owl": -2.0}, 0.2, 1.5)
     printed = capsys.readouterr().out
     for entry in written["concepts"]:
-        (line,) = (row for row in printed.splitlines() if re.match(rf" *{entry['name']} +16 ", row))
+        (line,) = (row for row in printed.splitlines() if re.match(rf" *{entry['name']} +8 ", row))
         assert f"{entry['disturbance_bound']:.4f}" in line and entry["worst_layer"] in line
     assert main(["report", str(library.path), "--delta", "1"]) == 1
     assert "delta is 1" in capsys.readouterr().err
@@ -150,7 +150,7 @@ def test_the_command_prints_and_writes_it(library, tmp_path, capsys):
 
 def test_plain_lora_has_no_prior_and_says_so(tmp_path, capsys):
     """The library's layers of width 32 have rank 8, those of width 64 have 12."""
-    library = Library.create(tmp_path / "plain", rank=12, capacity=2, targets="attention and mlp")
+    library = Library.create(tmp_path / "plain", rank=12, capacity=1, targets="attention and mlp")
     settings = QUICK.with_(orthogonality="free", basis_start="random", interference=0.0, context="modular")
     library = finish(teach(library, small_lesson("cat"), settings, SmallModel())).library
     (entry,) = library_report(library, {"cat": 1.0})["concepts"]
