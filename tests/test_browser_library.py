@@ -107,7 +107,7 @@ def test_libraries_with_their_concepts(tab: Any):
     assert card(tab, "bob").locator("img").evaluate("(image) => image.decode().then(() => true)")
     tab.get_by_text("3 of 8 concepts, room for 5 more").wait_for()
     tab.get_by_role("button", name="pets").click()
-    tab.get_by_text("1 of 1 concepts, full").wait_for()
+    tab.get_by_text("1 of 1 concepts, as many as were planned").wait_for()
     tab.get_by_role("button", name="toys").click()
     card(tab, "rex").wait_for(state="detached")
     assert names(tab) == ["tom"]
