@@ -62,7 +62,7 @@ def test_the_page_has_every_figure(small, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "SIZES", (1, 4, CONCEPTS))
     read = results.read(bench.out, "unet")
     assert list(read) == ["lora", "seqlora"]
-    page = results.page(read, "unet", tmp_path)
+    page = results.page(bench.out, "unet", tmp_path)
     assert "{{" not in page and "nan" not in page
     seen = found["seqlora"]["sizes"][str(CONCEPTS)]["cosine"]
     assert results.show(seen) in page

@@ -20,20 +20,21 @@ if TYPE_CHECKING:
 LINES = ("-", "--", ":", "-.")
 
 
-def draw_figures(found: Mapping[str, Found], folder: Path, architecture: str) -> list[str]:
-    """Writes the pictures; returns them as Markdown."""
+def draw_figures(found: Mapping[str, Found], common: Mapping[str, Found], folder: Path, architecture: str) -> list[str]:
+    """Writes the pictures; returns them as Markdown. `common`: the runs of as many concepts as all methods taught."""
     made = []
-    for name, what, draw in (
-        ("identity", "Identity of the composed concepts against their number", identity_against_number),
-        ("crosstalk", "Crosstalk between concepts: how much a row acts on what a column sees", crosstalk_maps),
+    for name, what, runs, draw in (
+        ("identity", "Identity of the composed concepts against their number", found, identity_against_number),
+        ("crosstalk", "Crosstalk between concepts: how much a row acts on what a column sees", common, crosstalk_maps),
         (
             "grid",
             "The first concepts taught, each row drawn with a method's whole library on, from the same noise",
+            common,
             picture_grid,
         ),
     ):
         path = folder / f"emoji101-{architecture}-{name}.png"
-        draw(found, path)
+        draw(runs, path)
         made.append(f"**{what}**\n\n![{what}](pictures/{path.name})")
     return made
 
@@ -76,8 +77,7 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 
 def picture_grid(found: Mapping[str, Found], path: Path, margin: int = 230) -> None:
-    strips = [(key, next(iter(sorted(f.folders[0].glob("strip-*.png"))), None)) for key, f in found.items()]
-    rows = [(METHODS[key].title, Image.open(file).convert("RGB")) for key, file in strips if file]
+    rows = [(METHODS[key].title, Image.open(f.strips[0]).convert("RGB")) for key, f in found.items() if f.strips]
     width, side = rows[0][1].width, rows[0][1].height // 2
     page = Image.new("RGB", (margin + width, side * (len(rows) + 1)), "white")
     pen = ImageDraw.Draw(page)

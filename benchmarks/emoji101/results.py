@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .measures import TIMES
-from .methods import BATCH_SIZE, METHODS, PUBLISHED, RANK, STEPS
+from .methods import BATCH_SIZE, CAPACITY, METHODS, PUBLISHED, RANK, STEPS
 from .runs import SIZES
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +35,7 @@ class Found:
     tuned: Mapping[str, float] = field(default_factory=dict)
     seeds: list[dict[str, Any]] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
+    strips: list[Path] = field(default_factory=list)  # pictures of the first concepts, a seed each
 
     def at(self, size: int, what: str) -> list[float]:
         """A figure of every concept of every seed when `size` concepts are summed."""
@@ -76,13 +77,15 @@ def show(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean:.{digits}f}" + (f" {PLUS_MINUS} {error:.{digits}f}" if error == error else "")
 
 
-def read(out: Path, architecture: str) -> dict[str, Found]:
-    """For each method the runs with the most concepts that there are, of all seeds."""
+def read(out: Path, architecture: str, taught: int | None = None) -> dict[str, Found]:
+    """All seeds of each method: the runs with that many concepts, or else with the most that there are."""
     found: dict[str, Found] = {}
     for key in METHODS:
         notes = [(p, *map(int, p.stem.rsplit("-", 2)[1:])) for p in (out / architecture).glob(f"{key}-[0-9]*-[0-9]*.json")]
         longest: dict[int, tuple[int, Path]] = {}
         for path, seed, count in notes:
+            if taught not in (None, count):
+                continue
             longest[seed] = max(longest.get(seed, (0, path)), (count, path))
         for seed in sorted(longest):
             count, path = longest[seed]
@@ -91,6 +94,7 @@ def read(out: Path, architecture: str) -> dict[str, Found]:
             folder = out / note["folder"]
             method.seeds.append(json.loads((folder / f"measures-{count}.json").read_text()))
             method.folders.append(folder)
+            method.strips += [p for p in [folder / f"strip-{count}.png"] if p.exists()]
     return found
 
 
@@ -123,6 +127,7 @@ def identity(found: Mapping[str, Found]) -> Iterator[str]:
 
 
 def naming(found: Mapping[str, Found], size: int) -> Iterator[str]:
+    """`found` holds runs of `size` concepts: crosstalk is over all that a run taught."""
     head = [
         "method",
         f"nearest of {size}",
@@ -229,8 +234,8 @@ def cost(found: Mapping[str, Found]) -> Iterator[str]:
     yield from table(["method", "ms a step", "last 8 over first 8", "MB a concept (fp32)", "concepts with full layers"], rows)
 
 
-def bars(found: Mapping[str, Found]) -> Iterator[str]:
-    """What the project set out to reach, met or not."""
+def bars(found: Mapping[str, Found], common: Mapping[str, Found]) -> Iterator[str]:
+    """What the project set out to reach, met or not. `common`: the runs of as many concepts as all methods taught."""
     ours = found[DEFAULT]
     rows: list[list[str]] = []
 
@@ -262,14 +267,14 @@ def bars(found: Mapping[str, Found]) -> Iterator[str]:
                 f"{show(ours.at(size, 'cosine'))} against {show(found[best].at(size, 'cosine'))} ({METHODS[best].title})",
                 mean - error > theirs + their_error,
             )
-    crosstalk = {key: statistics.fmean(f.each("crosstalk")) for key, f in found.items() if f.each("crosstalk")}
+    crosstalk = {key: statistics.fmean(f.each("crosstalk")) for key, f in common.items() if f.each("crosstalk")}
     if {"lora", "oa", DEFAULT} <= set(crosstalk):
         share = crosstalk[DEFAULT] / crosstalk["lora"]
         bar("crosstalk at most 1/5 of independent LoRA's", f"{share:.2f} of it", share <= 0.2)
         below = crosstalk[DEFAULT] < crosstalk["oa"]
         bar("crosstalk below Orthogonal Adaptation's", f"{crosstalk[DEFAULT]:.4f} against {crosstalk['oa']:.4f}", below)
     for size in (4, 16):
-        kept = ours.kept_in(size)
+        kept = common[DEFAULT].kept_in(size) if DEFAULT in common else None
         what = f"kept in 20 random subsets of {size} >= 97 %"
         bar(what, "", None) if kept is None else bar(what, f"{kept:.1%}", kept >= 0.97)
     values = ours.at(64, "cosine")
@@ -357,15 +362,18 @@ def commit() -> str:
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def page(found: Mapping[str, Found], architecture: str, pictures: Path) -> str:
-    """The page's text; writes its pictures into the folder."""
+def page(out: Path, architecture: str, pictures: Path) -> str:
+    """The page's text; writes its pictures into the folder. What depends on how many concepts a run taught compares runs of
+    the number that all methods were run to."""
     from .figures import draw_figures
 
+    found = read(out, architecture)
     sizes = sizes_of(found)
+    size = max((n for n in sizes if n <= 32), default=sizes[0])
+    common = read(out, architecture, size)
     counted = {key: (len(f.seeds), max(n for n in sizes if f.at(n, "cosine"))) for key, f in found.items()}
     seeds = max(count for count, _ in counted.values())
-    drawn = draw_figures(found, pictures, architecture)
-    common = max((n for n in sizes if n <= 32), default=sizes[0])
+    drawn = draw_figures(found, common, pictures, architecture)
     text = (Path(__file__).parent / "results.md").read_text(encoding="utf-8")
     parts = {
         "machine": machine(),
@@ -373,15 +381,16 @@ def page(found: Mapping[str, Found], architecture: str, pictures: Path) -> str:
         "steps": str(STEPS),
         "batch": str(BATCH_SIZE),
         "rank": str(RANK),
+        "capacity": str(CAPACITY),
         "seeds": str(seeds),
-        "common": str(common),
+        "common": str(size),
         "pictures": "\n\n".join(drawn),
-        "bars": "\n".join(bars(found)),
+        "bars": "\n".join(bars(found, common)),
         "identity": "\n".join(identity(found)),
-        "naming": "\n".join(naming(found, common)),
+        "naming": "\n".join(naming(common, size)),
         "tuning": "\n".join(tuning(found)),
-        "times": "\n".join(by_time(found, common)),
-        "together": "\n".join(together(found)),
+        "times": "\n".join(by_time(common, size)),
+        "together": "\n".join(together(common)),
         "cost": "\n".join(cost(found)),
         "bound": "\n".join(bound(found)),
         "convergence": "\n".join(convergence(found)),
@@ -402,11 +411,10 @@ def main() -> None:
     parser.add_argument("--from", dest="out", type=Path, default=ROOT / "build" / "emoji101")
     parser.add_argument("--architecture", default="unet")
     args = parser.parse_args()
-    found = read(args.out, args.architecture)
-    if DEFAULT not in found:
+    if DEFAULT not in read(args.out, args.architecture):
         parser.error(f"there is no finished run of {DEFAULT} under {args.out}; run: python -m benchmarks.emoji101")
     path = ROOT / "docs" / "results.md"
-    path.write_text(page(found, args.architecture, ROOT / "docs" / "pictures"), encoding="utf-8")
+    path.write_text(page(args.out, args.architecture, ROOT / "docs" / "pictures"), encoding="utf-8")
     print(path.relative_to(ROOT))
 
 
