@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,12 +24,16 @@ class Heard:
     def data(self, kind: str) -> list[Any]:
         return [data for _, data in list(self.events.get(kind, ()))]
 
-    def wait(self, kind: str, count: int = 1, timeout: float = 60) -> list[Any]:
-        end = time.monotonic() + timeout
-        while len(self.data(kind)) < count:
-            assert time.monotonic() < end, (kind, {name: len(events) for name, events in self.events.items()})
-            time.sleep(0.02)
+    def wait(self, kind: str, count: int = 1) -> list[Any]:
+        self.until(lambda: len(self.data(kind)) >= count, kind)
         return self.data(kind)
+
+    def until(self, heard: Callable[[], object], what: str, timeout: float = 60) -> None:
+        """A server answers before its last events have all arrived."""
+        end = time.monotonic() + timeout
+        while not heard():
+            assert time.monotonic() < end, (what, {name: len(events) for name, events in self.events.items()})
+            time.sleep(0.02)
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def test_a_training_from_start_to_end(server: HostServer):
     with listening(server) as heard:
         queued = server.post("/prompt", body)["prompt_id"]
         assert server.wait(queued)["status"]["status_str"] == "success"
-        heard.wait("seqlora.library", 2)
+        heard.until(lambda: any(state["phase"] == "finished" for _, state in events(heard, "7:3")), "its end")
     told = events(heard, "7:3")
     states = [state for _, state in told]
     assert all(sorted(state) == sorted(STATE) for state in states)
