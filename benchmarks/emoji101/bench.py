@@ -9,14 +9,18 @@ Everything is kept under --out as soon as it is done: a benchmark that was stopp
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterable
 from multiprocessing import get_context
 from pathlib import Path
 
+from seqlora.files import write_bytes
+
+from .cost import step_cost
 from .methods import BOUNDED, METHODS
-from .runs import TUNING, Bench, best
+from .runs import TUNING, Bench, best, commit, machine
 
 OUT = Path("build/emoji101")
 _bench: Bench
@@ -44,6 +48,13 @@ def _run(job: tuple[str, dict, int, int]) -> str:
         _bench.bound(run, count)
     _bench.note(key, run, tuned, count)
     return f"{key}, seed {seed}"
+
+
+def _cost(job: tuple[dict, int]) -> None:
+    tuned, count = job
+    run = _bench.run("seqlora", tuned["seqlora"], 0, count)
+    cost = {"machine": machine(), "commit": commit(), **step_cost(_bench, run, tuned)}
+    write_bytes(_bench.out / _bench.architecture / "cost.json", json.dumps(cost).encode())
 
 
 def show(what: str, jobs: Iterable, total: int) -> list:
@@ -83,3 +94,5 @@ def main() -> None:
         tuned = {key: best(results) for key, results in tried.items()}
         jobs = [(key, tuned[METHODS[key].tuned_like or key], seed, args.concepts) for seed in range(args.seeds) for key in keys]
         show("runs", pool.imap_unordered(_run, jobs), len(jobs))
+        if {"seqlora", "lora"} <= set(tuned):
+            pool.apply(_cost, [(tuned, args.concepts)])

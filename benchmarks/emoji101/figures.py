@@ -77,7 +77,8 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 
 def picture_grid(found: Mapping[str, Found], path: Path, margin: int = 230) -> None:
-    rows = [(METHODS[key].title, Image.open(f.strips[0]).convert("RGB")) for key, f in found.items() if f.strips]
+    strips = [(key, f.folders[0] / f"strip-{f.counts[0]}.png") for key, f in found.items()]
+    rows = [(METHODS[key].title, Image.open(file).convert("RGB")) for key, file in strips if file.exists()]
     width, side = rows[0][1].width, rows[0][1].height // 2
     page = Image.new("RGB", (margin + width, side * (len(rows) + 1)), "white")
     pen = ImageDraw.Draw(page)

@@ -27,10 +27,16 @@ PUBLISHED, PENALISED, OURS, CONTEXTS, CHANGES, BOUNDS = (
 # The basis moves at a third of the rate of the coefficients.
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2}, {"learning_rate": 3e-2})
 RATES_AND_STRENGTHS = (
-    {"learning_rate": 1e-2, "interference": 0.4},
     {"learning_rate": 2e-2, "interference": 0.2},
     {"learning_rate": 2e-2, "interference": 0.4},
     {"learning_rate": 4e-2, "interference": 0.4},
+    {"learning_rate": 8e-2, "interference": 0.8},
+)
+RATES_AND_OVERLAPS = (
+    {"learning_rate": 3e-3, "overlap": 0.1},
+    {"learning_rate": 1e-2, "overlap": 0.1},
+    {"learning_rate": 1e-2, "overlap": 1.0},
+    {"learning_rate": 3e-2, "overlap": 1.0},
 )
 
 
@@ -50,12 +56,11 @@ class Method:
         chosen = method_settings(self.core, BASE.with_(**tuned))
         frozen = chosen.basis_learning_rate == 0
         chosen = chosen.with_(basis_learning_rate=0.0 if frozen else tuned["learning_rate"] / 3)
-        strength = {"interference": tuned["interference"]} if "interference" in tuned else {}
-        return chosen.with_(**strength, **self.changes)
+        return chosen.with_(**{name: value for name, value in tuned.items() if name != "learning_rate"}, **self.changes)
 
 
-def _published(core: str, title: str) -> Method:
-    return Method(title, PUBLISHED, core, grid=RATES)
+def _published(core: str, title: str, grid: Sequence[Mapping[str, float]] = RATES) -> Method:
+    return Method(title, PUBLISHED, core, grid=grid)
 
 
 def _penalised(core: str, title: str, **changes: Any) -> Method:
@@ -70,7 +75,7 @@ METHODS: dict[str, Method] = {
     "lora": _published("lora", "independent LoRA"),
     "oa": _published("orthogonal adaptation", "Orthogonal Adaptation"),
     "inflora": _published("inflora", "InfLoRA basis"),
-    "olora": _published("o-lora", "O-LoRA"),
+    "olora": _published("o-lora", "O-LoRA", RATES_AND_OVERLAPS),
     "alternating-published": _published("continual alternating", "continual alternating"),
     "lora+": _penalised("lora", "independent LoRA + penalty"),
     "oa+": _penalised("orthogonal adaptation", "Orthogonal Adaptation + penalty"),
@@ -78,6 +83,9 @@ METHODS: dict[str, Method] = {
     "olora+": _penalised("o-lora", "O-LoRA + penalty"),
     "alternating-published+": _penalised("continual alternating", "continual alternating + penalty"),
     "frozen": Method("frozen contrastive basis + penalty", PENALISED, "frozen contrastive"),
+    "free": _penalised(
+        "lora", "LoRA + penalty, contrastive start, beside earlier ones", context="stochastic", basis_start="contrastive"
+    ),
     "seqlora": Method("SeqLoRA (joint)", OURS),
     "alternating": Method("SeqLoRA, alternating", OURS, changes={"schedule": "alternating", "inner_steps": 1}),
     "finite-difference": Method(
@@ -93,10 +101,27 @@ METHODS: dict[str, Method] = {
         "frozen contrastive, cumulative", CONTEXTS, "frozen", "frozen contrastive", context="cumulative"
     ),
     "energy": Method("penalty by each layer's own energy", CHANGES, changes={"weighting": "energy"}),
-    "crowded": Method("exact, all of the width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 4),
-    "half": Method("exact, half of the width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 2),
+    "frozen-half": Method(
+        "frozen contrastive, half of the narrow layers' width",
+        CHANGES,
+        "frozen contrastive",
+        tuned_like="frozen",
+        capacity=CAPACITY // 2,
+    ),
+    "free-half": Method(
+        "LoRA + penalty, start and context, twice the rank",
+        CHANGES,
+        "lora",
+        {"context": "stochastic", "basis_start": "contrastive"},
+        tuned_like="free",
+        capacity=CAPACITY // 2,
+    ),
+    "crowded": Method("exact, all of the narrow layers' width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 4),
+    "half": Method("exact, half of the narrow layers' width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 2),
     "wide-metric": Method("metric, twice the rank", CHANGES, changes={"orthogonality": "metric"}, capacity=CAPACITY // 2),
-    "planned-101": Method("SeqLoRA, planned for 101", CHANGES, tuned_like="seqlora", capacity=101, planned=101),
+    "planned-101": Method(
+        "SeqLoRA, rank and penalty planned for 101", CHANGES, tuned_like="seqlora", capacity=101, planned=101
+    ),
     "together": Method("one LoRA for all", BOUNDS, "lora", grid=RATES, together=True),
 }
 assert all(method.core in CORE for method in METHODS.values())

@@ -8,19 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from .measures import TIMES
 from .methods import BATCH_SIZE, CAPACITY, METHODS, PUBLISHED, RANK, STEPS
-from .runs import SIZES
+from .runs import SIZES, SUBSETS, TUNING
+from .subjects import concepts
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = "seqlora"
@@ -33,17 +32,36 @@ class Found:
 
     key: str
     tuned: Mapping[str, float] = field(default_factory=dict)
-    seeds: list[dict[str, Any]] = field(default_factory=list)
+    seeds: list[dict[str, Any]] = field(default_factory=list)  # what each measured
+    numbers: list[int] = field(default_factory=list)  # of the seeds
+    counts: list[int] = field(default_factory=list)  # concepts that each taught
     folders: list[Path] = field(default_factory=list)
-    strips: list[Path] = field(default_factory=list)  # pictures of the first concepts, a seed each
 
-    def at(self, size: int, what: str) -> list[float]:
-        """A figure of every concept of every seed when `size` concepts are summed."""
-        return [value for seed in self.seeds for value in seed["sizes"].get(str(size), {}).get(what, [])]
+    def at(self, size: int, what: str) -> list[Any]:
+        """A figure of every emoji when `size` concepts are summed."""
+        return self._of_emoji([seed["sizes"].get(str(size), {}).get(what, []) for seed in self.seeds])
 
-    def alone(self, size: int, what: str) -> list[float]:
-        """The same concepts, each with only its own adapter."""
-        return [value for seed in self.seeds if str(size) in seed["sizes"] for value in seed["alone"][what][:size]]
+    def alone(self, size: int, what: str) -> list[Any]:
+        """The same emoji, each with only its own adapter."""
+        return self._of_emoji([seed["alone"][what][:size] if str(size) in seed["sizes"] else [] for seed in self.seeds])
+
+    def _of_emoji(self, seeds: Sequence[Sequence[Any]]) -> list[Any]:
+        """One value an emoji: the mean over the seeds that taught it, because these are not independent of each other."""
+        found: dict[str, list[Any]] = {}
+        for number, values in zip(self.numbers, seeds, strict=True):
+            for emoji, value in zip(concepts(len(values), number), values, strict=True):
+                found.setdefault(emoji.name, []).append(value)
+        return [np.mean(values, axis=0).tolist() for values in found.values()]
+
+    def shared(self, other: Found, size: int) -> Found:
+        """The seeds in which both were measured with `size` concepts."""
+        theirs = {number for number, seed in zip(other.numbers, other.seeds, strict=True) if str(size) in seed["sizes"]}
+        chosen = [i for i, number in enumerate(self.numbers) if number in theirs and str(size) in self.seeds[i]["sizes"]]
+        seeds, numbers, counts, folders = (
+            [values[i] for i in chosen]  # type: ignore[index]
+            for values in (self.seeds, self.numbers, self.counts, self.folders)
+        )
+        return replace(self, seeds=seeds, numbers=numbers, counts=counts, folders=folders)
 
     def prior(self, size: int) -> list[float]:
         """Share of the base model's own emoji that it still draws, relative to the base model."""
@@ -64,17 +82,22 @@ class Found:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % confidence interval."""
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan
-    return statistics.fmean(values), 1.96 * statistics.stdev(values) / math.sqrt(len(values))
+    """Mean and half the width of its 95 % confidence interval; Student's quantile by its expansion in 1/n, good from 8 on."""
+    if len(values) < 8:
+        return (statistics.fmean(values) if values else math.nan), math.nan
+    z, free = statistics.NormalDist().inv_cdf(0.975), len(values) - 1
+    student = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    return statistics.fmean(values), student * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def show(values: Sequence[float], digits: int = 3) -> str:
+    """Mean with its interval; of a few values, such as one a seed, their range instead."""
     if not values:
         return ""
     mean, error = mean_and_error(values)
-    return f"{mean:.{digits}f}" + (f" {PLUS_MINUS} {error:.{digits}f}" if error == error else "")
+    if error == error:
+        return f"{mean:.{digits}f} {PLUS_MINUS} {error:.{digits}f}"
+    return f"{mean:.{digits}f}" + (f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else "")
 
 
 def read(out: Path, architecture: str, taught: int | None = None) -> dict[str, Found]:
@@ -93,8 +116,9 @@ def read(out: Path, architecture: str, taught: int | None = None) -> dict[str, F
             method = found.setdefault(key, Found(key, note["tuned"]))
             folder = out / note["folder"]
             method.seeds.append(json.loads((folder / f"measures-{count}.json").read_text()))
+            method.numbers.append(seed)
+            method.counts.append(count)
             method.folders.append(folder)
-            method.strips += [p for p in [folder / f"strip-{count}.png"] if p.exists()]
     return found
 
 
@@ -110,19 +134,27 @@ def sizes_of(found: Mapping[str, Found]) -> list[int]:
     return [n for n in SIZES if any(f.at(n, "cosine") for f in found.values())]
 
 
-def identity(found: Mapping[str, Found]) -> Iterator[str]:
+def kept(found: Found, size: int) -> float:
+    """Identity of the sum, as a share of the same concepts' alone."""
+    return statistics.fmean(found.at(size, "cosine")) / statistics.fmean(found.alone(size, "cosine"))
+
+
+def identity(found: Mapping[str, Found], size: int) -> Iterator[str]:
     sizes = sizes_of(found)
-    head = ["method", "alone", *[f"{n} summed" for n in sizes], f"kept at {sizes[-1]} or most"]
+    shares = [n for n in sizes if n >= size]
+    head = ["method", f"alone, of {size}", *[f"{n} summed" for n in sizes], *[f"kept at {n}" for n in shares]]
     group = ""
     rows = []
     for key, method in found.items():
         if METHODS[key].group != group:
             group = METHODS[key].group
             rows.append([f"**{group}**", *[""] * (len(head) - 1)])
-        most = max(n for n in sizes if method.at(n, "cosine"))
-        kept = statistics.fmean(method.at(most, "cosine")) / statistics.fmean(method.alone(most, "cosine"))
         cells = [show(method.at(n, "cosine")) for n in sizes]
-        rows.append([METHODS[key].title, show(method.alone(most, "cosine")), *cells, f"{kept:.1%}"])
+        if METHODS[key].together:  # it has no concept alone
+            rows.append([METHODS[key].title, "", *cells, *["" for _ in shares]])
+            continue
+        whole = [f"{kept(method, n):.1%}" if method.at(n, "cosine") else "" for n in shares]
+        rows.append([METHODS[key].title, show(method.alone(size, "cosine")), *cells, *whole])
     yield from table(head, rows)
 
 
@@ -143,14 +175,14 @@ def naming(found: Mapping[str, Found], size: int) -> Iterator[str]:
     for key, method in found.items():
         if not method.at(size, "cosine"):
             continue
-        lost = [statistics.fmean(row) for row in method.forgetting(size)] if method.at(size, "loss") else []
+        lost = [statistics.fmean(row) for row in method.forgetting(size)] if _forgets(method, size) else []
         crosstalk = [seed["crosstalk"] for seed in method.seeds if "crosstalk" in seed]
         rows.append(
             [
                 METHODS[key].title,
                 show(method.at(size, "nearest")),
                 show(method.at(size, "named")),
-                show(method.alone(size, "named")),
+                "" if METHODS[key].together else show(method.alone(size, "named")),
                 show(method.prior(size)),
                 show(crosstalk, 4),
                 show(method.each("crosstalk felt"), 4),
@@ -161,20 +193,23 @@ def naming(found: Mapping[str, Found], size: int) -> Iterator[str]:
     yield from table(head, rows)
 
 
-def tuning(found: Mapping[str, Found]) -> Iterator[str]:
+def _forgets(method: Found, size: int) -> bool:
+    return bool(method.at(size, "loss")) and not METHODS[method.key].together
+
+
+def tuning(found: Mapping[str, Found], size: int) -> Iterator[str]:
     rows = []
     for key, method in found.items():
         like = METHODS[key].tuned_like
         rows.append(
             [
                 METHODS[key].title,
-                f"{method.tuned['learning_rate']:g}",
-                f"{method.tuned['interference']:g}" if "interference" in method.tuned else "",
+                _setting(method.tuned),
                 f"as {METHODS[like].title}" if like else ", ".join(_setting(s) for s in METHODS[key].grid),
-                show([value for seed in method.seeds for value in seed["alone"]["cosine"]]),
+                "" if METHODS[key].together else show(method.alone(size, "cosine")),
             ]
         )
-    yield from table(["method", "learning rate", "penalty", "tried", "identity alone"], rows)
+    yield from table(["method", "learning rate / penalty", "tried", f"identity alone, of {size}"], rows)
 
 
 def _setting(setting: Mapping[str, float]) -> str:
@@ -184,7 +219,7 @@ def _setting(setting: Mapping[str, float]) -> str:
 def by_time(found: Mapping[str, Found], size: int) -> Iterator[str]:
     rows = []
     for key, method in found.items():
-        if method.at(size, "loss"):
+        if _forgets(method, size):
             lost = method.forgetting(size)
             rows.append([METHODS[key].title, *[show([row[i] for row in lost], 4) for i in range(len(TIMES))]])
     yield from table(["method", *[f"t = {t}" for t in TIMES]], rows)
@@ -193,7 +228,7 @@ def by_time(found: Mapping[str, Found], size: int) -> Iterator[str]:
 def together(found: Mapping[str, Found]) -> Iterator[str]:
     rows = []
     for key, method in found.items():
-        subsets = ["" if kept is None else f"{kept:.1%}" for kept in (method.kept_in(4), method.kept_in(16))]
+        subsets = ["" if share is None else f"{share:.1%}" for share in (method.kept_in(4), method.kept_in(16))]
         pairs = method.each("pairs")
         if not pairs:
             continue
@@ -205,19 +240,7 @@ def together(found: Mapping[str, Found]) -> Iterator[str]:
     yield from table([*head, "own energy captured", "residual energy, basis", "residual energy, disturbance"], rows)
 
 
-def step(method: Found) -> float:
-    """Median seconds of a step, in a library's first concepts: methods were run to different numbers."""
-    return statistics.median(value for seed in method.seeds for value in seed["step_seconds"][:32])
-
-
-def late(method: Found) -> tuple[float, int]:
-    """What the last eight concepts' steps cost, relative to the first eight's, in the longest run; and its length."""
-    longest = max((seed["step_seconds"] for seed in method.seeds), key=len)
-    return statistics.median(longest[-8:]) / statistics.median(longest[:8]), len(longest)
-
-
 def cost(found: Mapping[str, Found]) -> Iterator[str]:
-    """Processor time of runs at different times: benchmarks/step_cost.py compares side by side."""
     rows = []
     for key, method in found.items():
         full = [sum(1 for n in seed["full_layers"] if n) for seed in method.seeds]
@@ -225,46 +248,45 @@ def cost(found: Mapping[str, Found]) -> Iterator[str]:
         rows.append(
             [
                 METHODS[key].title,
-                f"{step(method) * 1000:.0f}",
-                f"{late(method)[0]:.2f}",
+                f"{1000 * statistics.median(value for seed in method.seeds for value in seed['step_seconds']):.0f}",
                 f"{size[0] / 1e6:.2f}" if size else "",
                 f"{max(full)}",
             ]
         )
-    yield from table(["method", "ms a step", "last 8 over first 8", "MB a concept (fp32)", "concepts with full layers"], rows)
+    yield from table(["method", "ms a step", "MB a concept (fp32)", "concepts with full layers"], rows)
 
 
-def bars(found: Mapping[str, Found], common: Mapping[str, Found]) -> Iterator[str]:
-    """What the project set out to reach, met or not. `common`: the runs of as many concepts as all methods taught."""
+def bars(found: Mapping[str, Found], common: Mapping[str, Found], size: int, steps: Mapping[str, float]) -> Iterator[str]:
+    """What the project set out to reach, met or not. `common`: the runs of `size` concepts; `steps`: cost.py's ratios."""
     ours = found[DEFAULT]
     rows: list[list[str]] = []
 
     def bar(what: str, value: str, met: bool | None) -> None:
         rows.append([what, value, {True: "met", False: "**not met**", None: "not measured yet"}[met]])
 
-    for key, size, wanted in ((DEFAULT, 32, 0.98), (DEFAULT, 101, 0.95), ("planned-101", 101, 0.95)):
-        what = f"identity kept at {size} concepts >= {wanted:.0%}, {METHODS[key].title}"
-        if key in found and found[key].at(size, "cosine"):
-            kept = statistics.fmean(found[key].at(size, "cosine")) / statistics.fmean(found[key].alone(size, "cosine"))
-            bar(what, f"{kept:.1%}", kept >= wanted)
-        else:
-            bar(what, "", None)
-    for size in (n for n in (16, 32, 64, 101) if ours.at(n, "cosine")):
-        mean, error = mean_and_error(ours.at(size, "cosine"))
-        for published in (True, False):
-            rivals = {
-                key: mean_and_error(f.at(size, "cosine"))
-                for key, f in found.items()
-                if f.at(size, "cosine") and (METHODS[key].group == PUBLISHED) == published and _is_rival(key)
-            }
+    def kept_bar(key: str, count: int, wanted: float, what: str = "") -> None:
+        what = what or f"identity kept at {count} concepts >= {wanted:.0%}, {METHODS[key].title}"
+        if key not in found or not found[key].at(count, "cosine"):
+            return bar(what, "", None)
+        share = kept(found[key], count)
+        bar(what, f"{share:.1%}", share >= wanted)
+
+    kept_bar(DEFAULT, 32, 0.98)
+    kept_bar(DEFAULT, 101, 0.95)
+    kept_bar("planned-101", 101, 0.95)
+    for count in (n for n in (16, 32, 64, 101) if ours.at(n, "cosine")):
+        for published, who in ((True, "as published"), (False, "given our penalty")):
+            wanted = [key for key in METHODS if _is_rival(key) and (METHODS[key].group == PUBLISHED) == published]
+            rivals = {key: found[key].at(count, "cosine") for key in wanted if key in found and found[key].at(count, "cosine")}
             if not rivals:
                 continue
-            best = max(rivals, key=lambda key: rivals[key][0])
-            theirs, their_error = rivals[best]
-            who = "as published" if published else "given our penalty and basis"
+            best = max(rivals, key=lambda key: statistics.fmean(rivals[key]))
+            pair = ours.shared(found[best], count), found[best].shared(ours, count)
+            one, other = (f.at(count, "cosine") for f in pair)
+            (mean, error), (theirs, their_error) = mean_and_error(one), mean_and_error(other)
             bar(
-                f"above every baseline {who}, {size} concepts, intervals apart",
-                f"{show(ours.at(size, 'cosine'))} against {show(found[best].at(size, 'cosine'))} ({METHODS[best].title})",
+                f"above every baseline {who}, {count} concepts, intervals apart; {len(rivals)} of {len(wanted)} were run",
+                f"{show(one)} against {show(other)} ({METHODS[best].title}; seeds: {len(pair[0].seeds)})",
                 mean - error > theirs + their_error,
             )
     crosstalk = {key: statistics.fmean(f.each("crosstalk")) for key, f in common.items() if f.each("crosstalk")}
@@ -273,26 +295,19 @@ def bars(found: Mapping[str, Found], common: Mapping[str, Found]) -> Iterator[st
         bar("crosstalk at most 1/5 of independent LoRA's", f"{share:.2f} of it", share <= 0.2)
         below = crosstalk[DEFAULT] < crosstalk["oa"]
         bar("crosstalk below Orthogonal Adaptation's", f"{crosstalk[DEFAULT]:.4f} against {crosstalk['oa']:.4f}", below)
-    for size in (4, 16):
-        kept = common[DEFAULT].kept_in(size) if DEFAULT in common else None
-        what = f"kept in 20 random subsets of {size} >= 97 %"
-        bar(what, "", None) if kept is None else bar(what, f"{kept:.1%}", kept >= 0.97)
-    values = ours.at(64, "cosine")
-    if values:
-        kept = statistics.fmean(values) / statistics.fmean(ours.alone(64, "cosine"))
-        bar("kept with all 64 >= 97 %", f"{kept:.1%}", kept >= 0.97)
+    for count in (4, 16):
+        share = common[DEFAULT].kept_in(count) if DEFAULT in common else None
+        what = f"kept in {SUBSETS} random subsets of {count}, of a library of {size} >= 97 %"
+        bar(what, "", None) if share is None else bar(what, f"{share:.1%}", share >= 0.97)
+    kept_bar(DEFAULT, 64, 0.97, "kept with all of a library of 64 >= 97 %")
     if ours.at(32, "cosine"):
-        kept = statistics.fmean(ours.prior(32))
-        bar("base captions at 32 concepts >= 95 %", f"{kept:.1%}", kept >= 0.95)
-    if "lora" in found:
-        ratio = step(ours) / step(found["lora"])
-        bar("a step at most 1.10 x independent LoRA's (processor time)", f"{ratio:.2f} x", ratio <= 1.1)
-    growth = late(ours)
-    bar(
-        f"the last concepts' steps at most 1.15 x the first ones', {growth[1]} concepts",
-        f"{growth[0]:.2f} x",
-        growth[0] <= 1.15,
-    )
+        prior = ours.prior(32)
+        bar("base captions at 32 concepts >= 95 %", show(prior), statistics.fmean(prior) >= 0.95)
+    for what, key, most in (
+        ("a step at most 1.10 x independent LoRA's, steps taken in turn", "first", 1.1),
+        (f"a step after {steps.get('concepts', 0):.0f} concepts at most 1.15 x the first concept's", "late", 1.15),
+    ):
+        bar(what, f"{steps[key]:.2f} x", steps[key] <= most) if key in steps else bar(what, "", None)
     yield from table(["bar", "seen", ""], rows)
 
 
@@ -301,11 +316,11 @@ def _is_rival(key: str) -> bool:
     return METHODS[key].core != "seqlora" and not METHODS[key].together
 
 
-def bound(found: Mapping[str, Found]) -> Iterator[str]:
+def bound(found: Mapping[str, Found], size: int) -> Iterator[str]:
     rows = []
     for key, method in found.items():
-        files = [path for folder in method.folders for path in folder.glob("bound-*.json")]
-        checks = [check for path in files for check in json.loads(path.read_text())]
+        files = [folder / f"bound-{size}.json" for folder in method.folders]
+        checks = [check for path in files if path.exists() for check in json.loads(path.read_text())]
         for source in dict.fromkeys(check["moments"] for check in checks):
             chosen = [check for check in checks if check["moments"] == source]
             rows.append(
@@ -332,11 +347,11 @@ def bound(found: Mapping[str, Found]) -> Iterator[str]:
 
 
 def convergence(found: Mapping[str, Found], parts: int = 6) -> Iterator[str]:
-    """Means over all concepts of one part of the training after another; single steps are noise."""
+    """Means over concepts of one part of the training after another; single steps are noise."""
     rows = []
     for what, title in (
-        ("losses", "upper and lower level: loss"),
-        ("penalties", "of it the penalty"),
+        ("losses", "upper and lower level: denoising loss"),
+        ("penalties", "added to it: the penalty"),
         ("residuals", "lower level: norm of dL/dA"),
         ("gradients", "upper level: norm of the Riemannian gradient of B"),
     ):
@@ -344,22 +359,8 @@ def convergence(found: Mapping[str, Found], parts: int = 6) -> Iterator[str]:
         if not curves:
             continue
         size = len(curves[0]) // parts
-        rows.append([title, *[show([v for c in curves for v in c[i * size : (i + 1) * size]], 4) for i in range(parts)]])
+        rows.append([title, *[show([statistics.fmean(c[i * size : (i + 1) * size]) for c in curves], 4) for i in range(parts)]])
     yield from table(["", *[f"part {i + 1} of {parts}" for i in range(parts)]], rows)
-
-
-def machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{cpu}, one thread a run, torch {torch.__version__.partition('+')[0]}"
-
-
-def commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def page(out: Path, architecture: str, pictures: Path) -> str:
@@ -371,33 +372,38 @@ def page(out: Path, architecture: str, pictures: Path) -> str:
     sizes = sizes_of(found)
     size = max((n for n in sizes if n <= 32), default=sizes[0])
     common = read(out, architecture, size)
-    counted = {key: (len(f.seeds), max(n for n in sizes if f.at(n, "cosine"))) for key, f in found.items()}
-    seeds = max(count for count, _ in counted.values())
+    measured = [seed for f in found.values() for seed in f.seeds]
+    cost_file = out / architecture / "cost.json"
+    steps = json.loads(cost_file.read_text()) if cost_file.exists() else {}
     drawn = draw_figures(found, common, pictures, architecture)
     text = (Path(__file__).parent / "results.md").read_text(encoding="utf-8")
     parts = {
-        "machine": machine(),
-        "commit": commit(),
+        "machine": "; ".join(sorted({seed["machine"] for seed in measured})),
+        "commit": ", ".join(sorted({seed["commit"] for seed in measured})),
         "steps": str(STEPS),
         "batch": str(BATCH_SIZE),
         "rank": str(RANK),
         "capacity": str(CAPACITY),
-        "seeds": str(seeds),
+        "seeds": str(max(len(f.seeds) for f in found.values())),
+        "tuning_concepts": str(TUNING),
         "common": str(size),
         "pictures": "\n\n".join(drawn),
-        "bars": "\n".join(bars(found, common)),
-        "identity": "\n".join(identity(found)),
+        "bars": "\n".join(bars(found, common, size, steps)),
+        "identity": "\n".join(identity(found, size)),
         "naming": "\n".join(naming(common, size)),
-        "tuning": "\n".join(tuning(found)),
+        "tuning": "\n".join(tuning(found, size)),
         "times": "\n".join(by_time(common, size)),
         "together": "\n".join(together(common)),
         "cost": "\n".join(cost(found)),
-        "bound": "\n".join(bound(found)),
+        "bound": "\n".join(bound(common, size)),
         "convergence": "\n".join(convergence(found)),
         "runs": "\n".join(
             table(
-                ["method", "seeds", "concepts"],
-                [[METHODS[key].title, str(count), str(most)] for key, (count, most) in counted.items()],
+                ["method", "concepts taught with each seed"],
+                [
+                    [METHODS[key].title, ", ".join(f"seed {n}: {c}" for n, c in zip(f.numbers, f.counts, strict=True))]
+                    for key, f in found.items()
+                ],
             )
         ),
     }

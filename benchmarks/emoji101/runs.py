@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 import random
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +22,18 @@ from seqlora.composition import compose
 from seqlora.files import write_bytes
 from seqlora.moments import Moments
 from seqlora.objective import Batches
-from seqlora.trainer import RECORDED, finish, measure
+from seqlora.trainer import RECORDED, finish, layer_rank, measure
 
 from . import measures, subjects
 from .methods import CAPACITY, METHODS, RANK
 from .model import load
-from .teaching import TARGETS, Lessons, Run, prior_of, settings_key
+from .teaching import TARGETS, Lessons, Run, prior_of, run_key
 
 SIZES = (1, 4, 16, 32, 64, 101)
 SUBSETS = 20
 PAIRS = 12
 CHECKED = 4  # concepts whose forgetting bound is checked
 TUNING = 12  # concepts
-KEPT = 0.95  # of the base emoji that the base model draws right
 STRIP = 10  # concepts that are shown
 
 
@@ -53,9 +55,13 @@ class Bench:
         planned = method.planned if test else count
         capacity = method.capacity if test else max(1, method.capacity * count // CAPACITY)
         emoji = subjects.concepts(count, seed) if test else subjects.tuning_concepts(count)
-        name = f"{key}-{settings_key(settings, RANK, capacity)}"
+        widths = {name: int(layer.in_features) for name, layer in self.model.layers(TARGETS).items()}  # type: ignore[arg-type]
+        ranks = {name: layer_rank(width, RANK, capacity) for name, width in widths.items()}
+        if method.together:  # one adapter with the ranks of all
+            ranks = {name: min(widths[name], rank * count) for name, rank in ranks.items()}
+        name = f"{key}-{run_key(settings, ranks, planned)}"
         folder = self.out / self.architecture / ("runs" if test else "tuning") / name / f"seed{seed}"
-        return Run(self.model, self.prior, emoji, settings, RANK, capacity, planned, seed, folder, method.together)
+        return Run(self.model, self.prior, emoji, settings, ranks, planned, seed, folder, method.together)
 
     def result(self, run: Run, count: int, full: bool = True) -> dict[str, Any]:
         """Teaches what is missing and measures what is missing; a second call only reads."""
@@ -64,13 +70,18 @@ class Bench:
             return json.loads(path.read_text())
         partial = run.folder / "partial.json"
         found: dict[str, Any] = json.loads(partial.read_text()) if partial.exists() else {}
+        found = {size: measured for size, measured in found.items() if int(size) <= count}
         for lessons in run.teach():
             taught = len(lessons.taught)
             if full and taught in SIZES and str(taught) not in found:
                 found[str(taught)] = self.composed(lessons)
                 write_bytes(partial, json.dumps(found).encode())
-        result: dict[str, Any] = {"sizes": found or {str(count): self.composed(lessons, short=True)}}
-        result["alone"] = next(iter(result["sizes"].values())) if run.together else self.alone(lessons)
+        result: dict[str, Any] = {
+            "machine": machine(),
+            "commit": commit(),
+            "sizes": found or {str(count): self.composed(lessons, short=True)},
+        }
+        result["alone"] = result["sizes"][str(count)] if run.together else self.alone(lessons)
         result["prior of the base"] = measures.base_accuracy(self.model, {})
         result["step_seconds"] = [about["step_seconds"] for about in lessons.about]
         result["full_layers"] = [about["full_layers"] for about in lessons.about]
@@ -180,10 +191,10 @@ class Bench:
         layers = self.model.layers(TARGETS)
         for j in range(min(CHECKED, count)):
             examples = subjects.held_out_examples(self.model, lessons.emoji[j])
-            rng = torch.Generator().manual_seed(j)
-            batches = Batches(examples, self.model.denoiser, 8, rng)
+            others = subjects.examples(self.model, lessons.emoji[j], subjects.HELD_OUT, 9002)
+            batches = Batches(others, self.model.denoiser, 8, torch.Generator().manual_seed(j))
             unseen = finish(measure(self.model.denoiser, layers, (batches.next() for _ in range(8)), 8))
-            for source, moments in (("as stored", lessons.moments[j]), ("measured on unseen pictures", unseen)):
+            for source, moments in (("as stored", lessons.moments[j]), ("measured on other unseen pictures", unseen)):
                 again = Batches(examples, self.model.denoiser, 8, torch.Generator().manual_seed(100 + j))
                 checks = check_bound(
                     self.model.denoiser, layers, [again.next() for _ in range(4)], lessons.concepts, j, moments, delta, 1.0
@@ -194,13 +205,28 @@ class Bench:
         return found
 
 
-def best(results: list[tuple[Mapping[str, float], dict[str, Any]]]) -> Mapping[str, float]:
-    """Of a method's settings, the one whose composed concepts look most like themselves; only among those that leave the base
-    model what it could do, if any does."""
+def machine() -> str:
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{cpu}, one thread a run, torch {torch.__version__.partition('+')[0]}"
 
-    def score(result: dict[str, Any]) -> tuple[bool, float]:
+
+@cache
+def commit() -> str:
+    """Of the code that is running."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+
+def best(results: list[tuple[Mapping[str, float], dict[str, Any]]]) -> Mapping[str, float]:
+    """Of a method's settings, the one whose composed concepts look most like themselves."""
+
+    def score(result: dict[str, Any]) -> float:
         (composed,) = result["sizes"].values()
-        kept = composed["prior"] >= KEPT * result["prior of the base"]
-        return kept, sum(composed["cosine"]) / len(composed["cosine"])
+        return sum(composed["cosine"]) / len(composed["cosine"])
 
     return max(results, key=lambda pair: score(pair[1]))[0]

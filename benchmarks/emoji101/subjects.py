@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqlora.backends.diffusers import HeadlessModel
 from seqlora.demo.classifier import load_classifier
-from seqlora.demo.pictures import Emoji, all_emoji, concept_pictures, held_out_emoji, trigger_word
+from seqlora.demo.pictures import Emoji, all_emoji, concept_pictures, generic_captions, held_out_emoji, trigger_word
 from seqlora.objective import Examples
 
 TEACHABLE = 101  # of the 120 held-out emoji; the other 19 are for tuning
@@ -74,8 +74,10 @@ def class_of(emoji: Emoji) -> int:
 
 
 def base_emoji(count: int) -> list[Emoji]:
-    """What the base model could draw before anything was taught."""
-    return random.Random(0).sample([e for e in all_emoji() if not e.held_out], count)
+    """What the base model could draw before anything was taught; without what stands for it while concepts are taught."""
+    stand_ins = set(generic_captions())
+    known = [e for e in all_emoji() if not e.held_out and base_prompt(e) not in stand_ins]
+    return random.Random(0).sample(known, count)
 
 
 def base_prompt(emoji: Emoji) -> str:

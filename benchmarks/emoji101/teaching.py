@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from seqlora.trainer import (
     Progress,
     Trained,
     finish,
-    layer_rank,
     measure_concept,
     measure_prior,
     train_concept,
@@ -64,8 +63,7 @@ class Run:
     prior: Moments
     emoji: Sequence[Emoji]
     settings: Settings
-    rank: int
-    capacity: int  # decides the layers' rank
+    ranks: Mapping[str, int]
     planned: int  # scales the penalty
     seed: int
     folder: Path
@@ -80,7 +78,6 @@ class Run:
             yield self._teach_together()
             return
         layers = self.model.layers(TARGETS)
-        ranks = {name: layer_rank(int(layer.in_features), self.rank, self.capacity) for name, layer in layers.items()}  # type: ignore[arg-type]
         lessons = Lessons(list(self.emoji))
         total: Moments | None = None
         for number, emoji in enumerate(self.emoji):
@@ -100,7 +97,7 @@ class Run:
                         layers,
                         examples,
                         settings,
-                        ranks,
+                        self.ranks,
                         lessons.concepts,
                         self.prior,
                         total,
@@ -126,8 +123,7 @@ class Run:
             parts = [subjects.training_examples(self.model, emoji, self.seed) for emoji in self.emoji]
             examples = Examples([x for part in parts for x in part.latents], [c for part in parts for c in part.conds])
             settings = self.settings.with_(seed=1000 * self.seed, steps=self.settings.steps * count)
-            ranks = {name: layer_rank(int(layer.in_features), self.rank * count, 1) for name, layer in layers.items()}  # type: ignore[arg-type]
-            trained, about = timed(train_concept(self.model.denoiser, layers, examples, settings, ranks))
+            trained, about = timed(train_concept(self.model.denoiser, layers, examples, settings, self.ranks))
             pairs = trained.pairs
             write_concept(path, pairs, about)
         lessons.concepts.append(pairs)
@@ -169,5 +165,6 @@ def prior_of(model: HeadlessModel) -> Moments:
     return finish(measure_prior(model.denoiser, model.layers(TARGETS), model.latent_shape, generic, uncond))
 
 
-def settings_key(settings: Settings, rank: int, capacity: int, together: bool = False) -> str:
-    return request_hash(asdict(settings.with_(seed=0)), rank, capacity, together)[:10]
+def run_key(settings: Settings, ranks: Mapping[str, int], planned: int) -> str:
+    """Of all that decides what is taught, the emoji and the seed apart."""
+    return request_hash(asdict(settings.with_(seed=0)), dict(ranks), planned)[:10]
