@@ -1,11 +1,14 @@
 """The benchmark in small: what must hold in every run of it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks.emoji101 import measures, results, runs
 from benchmarks.emoji101.methods import METHODS
 from benchmarks.emoji101.runs import Bench
+from benchmarks.emoji101.subjects import concepts
 from seqlora.composition import compose
 from seqlora.metrics import basis_error
 
@@ -69,3 +72,41 @@ def test_the_page_has_every_figure(small, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {
         f"emoji101-unet-{name}.png" for name in ("identity", "crosstalk", "grid")
     }
+
+
+def seed_of(count: int, cosine: list[float], alone: list[float]) -> dict:
+    return {"sizes": {str(count): {"cosine": cosine, "prior": 0.9}}, "alone": {"cosine": alone}, "prior of the base": 1.0}
+
+
+def test_an_emoji_that_two_seeds_taught_counts_once():
+    first, second = ([emoji.name for emoji in concepts(60, seed)] for seed in (0, 1))
+    values = {name: number / 100 for number, name in enumerate(sorted({*first, *second}))}
+    seeds = [
+        seed_of(60, [values[name] + shift for name in names], [1.0] * 60) for names, shift in ((first, 0.0), (second, 1.0))
+    ]
+    found = results.Found("seqlora", {}, seeds, [0, 1], [60, 60])
+    expected = {
+        name: value + (name in second) * (0.5 if name in first else 1.0)  # the mean of those that taught it
+        for name, value in values.items()
+    }
+    assert sorted(found.at(60, "cosine")) == pytest.approx(sorted(expected.values()))
+    assert results.kept(found, 60) == pytest.approx(sum(expected.values()) / len(expected))
+
+
+def test_methods_are_compared_on_the_seeds_that_both_have():
+    nowhere = [Path()] * 3
+    ours = [seed_of(4, [value] * 4, [1.0] * 4) for value in (0.1, 0.5, 0.9)]
+    theirs = [seed_of(4, [0.2] * 4, [1.0] * 4), seed_of(8, [0.2] * 8, [1.0] * 8)]
+    one = results.Found("seqlora", {}, ours, [0, 1, 2], [4, 4, 4], nowhere)
+    other = results.Found("lora", {}, theirs, [1, 2], [4, 8], nowhere[:2])
+    assert one.shared(other, 4).numbers == [1] and one.shared(other, 4).at(4, "cosine") == pytest.approx([0.5] * 4)
+    assert one.shared(other, 8).seeds == []
+
+
+@pytest.mark.parametrize(("count", "student"), [(8, 2.3646), (32, 2.0395), (101, 1.9840)])
+def test_intervals_are_students(count: int, student: float):
+    values = torch.randn(count, generator=torch.Generator().manual_seed(0)).tolist()
+    mean, error = results.mean_and_error(values)
+    expected = student * torch.tensor(values, dtype=torch.float64).std().item() / count**0.5
+    assert error == pytest.approx(expected, rel=5e-3) and mean == pytest.approx(sum(values) / count)
+    assert results.show([0.9, 0.8]) == "0.850 (0.800 to 0.900)"
