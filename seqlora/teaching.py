@@ -261,10 +261,10 @@ def teach(
                 return Taught.again(library, record)
         others.free_name(lesson.name)
         library.check_base(shapes)
-        note = checkpoint.open()
+        note = " ".join(filter(None, (checkpoint.open(), beyond_plan(len(others.concepts) + 1, library.capacity))))
         if note:
             yield Progress("measuring", 0, 1, note=note)
-        elif checkpoint.step is not None:
+        if checkpoint.step is not None:
             yield Progress("training", checkpoint.step, settings.steps, note=f"Goes on from step {checkpoint.step}.")
         try:
             work = _teach(library, replaces, lesson, settings, model, layers, shapes, request, checkpoint, note)
@@ -274,6 +274,16 @@ def teach(
             if isinstance(error, SeqLoRAError) and checkpoint.step is not None:
                 raise SeqLoRAError(f"{str(error).rstrip('.')}; its checkpoint of step {checkpoint.step} stays.") from error
             raise
+
+
+def beyond_plan(place: int, planned: int) -> str:
+    """What to know before concept number `place` is taught: docs/results.md shows what becomes of 101 in a library of 32."""
+    if place <= planned:
+        return ""
+    return (
+        f"This is concept {place} of a library planned for {planned}: what concepts change elsewhere adds up, so with all of "
+        "them on each keeps less of itself, and so does the base model. Start a library with a larger capacity for more."
+    )
 
 
 def _teach(

@@ -185,6 +185,16 @@ def test_a_new_version_finds_the_room_of_the_old(tmp_path, model):
     assert taught.library.names == ["dog", "elk", "fox", "cat"] and not taught.record.full_layers and verify(library.path) == []
 
 
+def test_a_concept_beyond_the_plan_is_told_before_it_is_taught(tmp_path, model):
+    library = Library.create(tmp_path / "one", rank=4, capacity=1, targets="attention and mlp")
+    planned = finish(teach(library, small_lesson("cat"), QUICK, model))
+    again = finish(teach(planned.library, small_lesson("cat", 1), QUICK, model, replace=True))
+    assert "note" not in planned.report and "note" not in again.report
+    told: list[str] = []
+    beyond = finish(teach(again.library, small_lesson("dog"), QUICK, model), lambda progress: told.append(progress.note))
+    assert "concept 2 of a library planned for 1" in told[0] and beyond.report["note"] == told[0]
+
+
 def test_a_replacement_that_fails_keeps_the_old(library, monkeypatch):
     trained = Trained(library.load("cat"), library.moments("cat"), [])
 
