@@ -83,9 +83,7 @@ METHODS: dict[str, Method] = {
     "olora+": _penalised("o-lora", "O-LoRA + penalty"),
     "alternating-published+": _penalised("continual alternating", "continual alternating + penalty"),
     "frozen": Method("frozen contrastive basis + penalty", PENALISED, "frozen contrastive"),
-    "free": _penalised(
-        "lora", "LoRA + penalty, contrastive start, beside earlier ones", context="stochastic", basis_start="contrastive"
-    ),
+    "free": _penalised("lora", "LoRA + penalty, our start and context", context="stochastic", basis_start="contrastive"),
     "seqlora": Method("SeqLoRA (joint)", OURS),
     "alternating": Method("SeqLoRA, alternating", OURS, changes={"schedule": "alternating", "inner_steps": 1}),
     "finite-difference": Method(
@@ -109,7 +107,7 @@ METHODS: dict[str, Method] = {
         capacity=CAPACITY // 2,
     ),
     "free-half": Method(
-        "LoRA + penalty, start and context, twice the rank",
+        "the same LoRA, twice the rank",
         CHANGES,
         "lora",
         {"context": "stochastic", "basis_start": "contrastive"},
