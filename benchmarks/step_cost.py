@@ -18,20 +18,27 @@ from seqlora.adapter import Concept, layer_shapes
 from seqlora.moments import Moments
 from seqlora.objective import Denoiser, Examples
 from seqlora.settings import Settings, method_settings
-from seqlora.trainer import finish, measure_prior, train_concept
+from seqlora.trainer import Steps, Trained, finish, measure_prior, train_concept
 
 
-def step_seconds(runs: Mapping[str, object], steps: int) -> dict[str, list[float]]:
-    """Seconds of each training step; the runs take turns, so that a slow moment of the machine hits all of them."""
+def step_seconds(runs: Mapping[str, Steps[Trained]], steps: int) -> dict[str, float]:
+    """Median seconds of a training step of each run; closes them. After all have begun to train they take turns, so that a slow
+    moment of the machine hits all of them."""
+    for run in runs.values():
+        while next(run).phase != "training":
+            pass
+        next(run), next(run)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(steps):
         for name, run in runs.items():
             start = time.perf_counter()
-            next(run)  # type: ignore[call-overload]
+            next(run)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
-    return seconds
+    for run in runs.values():
+        run.close()
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def compare(
@@ -55,14 +62,8 @@ def compare(
         ("seqlora beside earlier concepts", "seqlora", "stochastic"),
     ):
         settings = method_settings(method, base).with_(context=context)
-        run = train_concept(denoiser, layers, examples, settings, ranks, earlier, prior, earlier_moments)
-        while next(run).phase != "training":
-            pass
-        next(run), next(run)
-        runs[name] = run
-    seconds = {name: statistics.median(times) for name, times in step_seconds(runs, steps).items()}
-    for run in runs.values():
-        run.close()
+        runs[name] = train_concept(denoiser, layers, examples, settings, ranks, earlier, prior, earlier_moments)
+    seconds = step_seconds(runs, steps)
     return {"lora seconds": seconds["lora"]} | {n: seconds[n] / seconds["lora"] for n in seconds if n != "lora"}
 
 

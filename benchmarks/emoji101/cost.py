@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 
 from benchmarks.step_cost import step_seconds
 from seqlora.trainer import train_concept
@@ -23,22 +22,17 @@ def step_cost(bench: Bench, run: Run, tuned: Mapping[str, Mapping[str, float]]) 
     total = sum(lessons.moments[1:], lessons.moments[0])
     examples = subjects.training_examples(bench.model, run.emoji[0], run.seed)
     layers = bench.model.layers(TARGETS)
-    runs: dict[str, Generator] = {}
+    runs = {}
     for name, key, earlier, moments in (
         ("lora", "lora", [], None),
         ("first", "seqlora", [], None),
         ("late", "seqlora", lessons.concepts, total),
     ):
         settings = METHODS[key].settings(tuned[key]).with_(steps=100 * STEPS)
-        training = train_concept(
+        runs[name] = train_concept(
             bench.model.denoiser, layers, examples, settings, run.ranks, earlier, bench.prior, moments, planned=run.planned
         )
-        while next(training).phase != "training":
-            pass
-        runs[name] = training
-    seconds = {name: statistics.median(times) for name, times in step_seconds(runs, STEPS).items()}
-    for training in runs.values():
-        training.close()
+    seconds = step_seconds(runs, STEPS)
     return {
         "first": seconds["first"] / seconds["lora"],
         "late": seconds["late"] / seconds["first"],

@@ -32,6 +32,7 @@ RATES_AND_STRENGTHS = (
     {"learning_rate": 4e-2, "interference": 0.4},
     {"learning_rate": 8e-2, "interference": 0.8},
 )
+OUR_START = {"context": "stochastic", "basis_start": "contrastive"}
 RATES_AND_OVERLAPS = (
     {"learning_rate": 3e-3, "overlap": 0.1},
     {"learning_rate": 1e-2, "overlap": 0.1},
@@ -83,7 +84,7 @@ METHODS: dict[str, Method] = {
     "olora+": _penalised("o-lora", "O-LoRA + penalty"),
     "alternating-published+": _penalised("continual alternating", "continual alternating + penalty"),
     "frozen": Method("frozen contrastive basis + penalty", PENALISED, "frozen contrastive"),
-    "free": _penalised("lora", "LoRA + penalty, our start and context", context="stochastic", basis_start="contrastive"),
+    "free": _penalised("lora", "LoRA + penalty, our start and context", **OUR_START),
     "seqlora": Method("SeqLoRA (joint)", OURS),
     "alternating": Method("SeqLoRA, alternating", OURS, changes={"schedule": "alternating", "inner_steps": 1}),
     "finite-difference": Method(
@@ -110,7 +111,7 @@ METHODS: dict[str, Method] = {
         "the same LoRA, twice the rank",
         CHANGES,
         "lora",
-        {"context": "stochastic", "basis_start": "contrastive"},
+        OUR_START,
         tuned_like="free",
         capacity=CAPACITY // 2,
     ),
