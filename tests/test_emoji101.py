@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.emoji101 import measures, results, runs
 from benchmarks.emoji101.methods import METHODS
+from benchmarks.emoji101.parts import STRENGTHS, kind, parts
 from benchmarks.emoji101.runs import Bench
 from benchmarks.emoji101.subjects import concepts
 from seqlora.composition import compose
@@ -51,6 +52,19 @@ def test_crosstalk_is_below_that_of_independent_loras(small):
     _, _, found = small
     assert found["seqlora"]["crosstalk felt"] < found["lora"]["crosstalk felt"]
     assert found["seqlora"]["crosstalk"] < found["lora"]["crosstalk"]
+
+
+def test_what_a_library_costs_without_one_kind_of_layer(small):
+    bench, chosen, found = small
+    rows = parts(bench, chosen["lora"], CONCEPTS)
+    whole = found["lora"]["sizes"][str(CONCEPTS)]["prior"] / found["lora"]["prior of the base"]
+    assert rows[0]["base"] == whole and rows[0]["without"] == ""
+    assert {len(row["cosine"]) for row in rows} == {CONCEPTS}
+    kinds = [row["without"] for row in rows[len(STRENGTHS) :]]
+    layers = list(bench.model.layers("attention and mlp"))
+    assert len(kinds) == len(set(kinds)) and all(sum(layer.endswith("." + k) for k in kinds) == 1 for layer in layers)
+    assert all(row["cosine"] != rows[0]["cosine"] for row in rows[1:])
+    assert kind("diffusion_model.middle_block.1.transformer_blocks.0.ff.net.0.proj") == "ff.net.0.proj"
 
 
 def test_a_finished_run_is_only_read(small):

@@ -20,6 +20,7 @@ from seqlora.files import write_bytes
 
 from .cost import step_cost
 from .methods import BOUNDED, METHODS
+from .parts import MOST, parts
 from .runs import TUNING, Bench, best, commit, machine
 
 OUT = Path("build/emoji101")
@@ -55,6 +56,15 @@ def _cost(job: tuple[dict, int]) -> None:
     run = _bench.run("seqlora", tuned["seqlora"], 0, count)
     cost = {"machine": machine(), "commit": commit(), **step_cost(_bench, run, tuned)}
     write_bytes(_bench.out / _bench.architecture / "cost.json", json.dumps(cost).encode())
+
+
+def _parts(job: tuple[dict, int]) -> None:
+    tuned, count = job
+    run, first = _bench.run("seqlora", tuned["seqlora"], 0, count), min(count, MOST)
+    path = run.folder / f"parts-{first}.json"
+    if not path.exists():
+        rows = parts(_bench, run, first)
+        write_bytes(path, json.dumps({"machine": machine(), "commit": commit(), "rows": rows}).encode())
 
 
 def show(what: str, jobs: Iterable, total: int) -> list:
@@ -96,3 +106,5 @@ def main() -> None:
         show("runs", pool.imap_unordered(_run, jobs), len(jobs))
         if {"seqlora", "lora"} <= set(tuned):
             pool.apply(_cost, [(tuned, args.concepts)])
+        if "seqlora" in tuned:
+            pool.apply(_parts, [(tuned, args.concepts)])

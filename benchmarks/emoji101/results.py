@@ -363,6 +363,14 @@ def convergence(found: Mapping[str, Found], parts: int = 6) -> Iterator[str]:
     yield from table(["", *[f"part {i + 1} of {parts}" for i in range(parts)]], rows)
 
 
+def weaker(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    cells = []
+    for row in rows:
+        what = f"without {row['without']}" if row["without"] else f"strength {row['strength']:g}"
+        cells.append([what, f"{row['base']:.3f}", show(row["cosine"])])
+    yield from table(["library", "base emoji kept", "identity"], cells)
+
+
 def page(out: Path, architecture: str, pictures: Path) -> str:
     """The page's text; writes its pictures into the folder. What depends on how many concepts a run taught compares runs of
     the number that all methods were run to."""
@@ -375,6 +383,9 @@ def page(out: Path, architecture: str, pictures: Path) -> str:
     measured = [seed for f in found.values() for seed in f.seeds]
     cost_file = out / architecture / "cost.json"
     steps = json.loads(cost_file.read_text()) if cost_file.exists() else {}
+    measured_parts = {int(p.stem.partition("-")[2]): p for f in found[DEFAULT].folders for p in f.glob("parts-*.json")}
+    parts_of = max(measured_parts, default=0)
+    lost = json.loads(measured_parts[parts_of].read_text())["rows"] if parts_of else []
     drawn = draw_figures(found, common, pictures, architecture)
     text = (Path(__file__).parent / "results.md").read_text(encoding="utf-8")
     parts = {
@@ -391,6 +402,8 @@ def page(out: Path, architecture: str, pictures: Path) -> str:
         "bars": "\n".join(bars(found, common, size, steps)),
         "identity": "\n".join(identity(found, size)),
         "naming": "\n".join(naming(common, size)),
+        "parts_of": str(parts_of),
+        "parts": "\n".join(weaker(lost)),
         "tuning": "\n".join(tuning(found, size)),
         "times": "\n".join(by_time(common, size)),
         "together": "\n".join(together(common)),
