@@ -117,6 +117,15 @@ def test_methods_are_compared_on_the_seeds_that_both_have():
     assert one.shared(other, 8).seeds == []
 
 
+def test_of_nothing_no_share_is_kept():
+    seeds = [seed_of(16, [0.1] * 16, alone) | {"subset pairs": {"4": [[0.1, a] for a in alone]}} for alone in ([0.1, -0.1] * 8,)]
+    found = results.Found("seqlora", {}, seeds, [0], [16])
+    assert found.kept_in(4) is None and found.kept_in(16) is None
+    assert "%" not in "".join(results.identity({"seqlora": found}, 16))
+    seeds[0]["alone"]["cosine"] = [0.1, 0.3] * 8
+    assert "50.0%" in "".join(results.identity({"seqlora": found}, 16))
+
+
 @pytest.mark.parametrize(("count", "student"), [(8, 2.3646), (32, 2.0395), (101, 1.9840)])
 def test_intervals_are_students(count: int, student: float):
     values = torch.randn(count, generator=torch.Generator().manual_seed(0)).tolist()

@@ -75,7 +75,9 @@ class Found:
     def kept_in(self, size: int) -> float | None:
         """Identity of concepts beside random others, as a share of what the same reach alone."""
         pairs = [pair for seed in self.each("subset pairs") for pair in seed.get(str(size), [])]
-        return sum(beside for beside, _ in pairs) / sum(alone for _, alone in pairs) if pairs else None
+        if not learned([alone for _, alone in pairs]):
+            return None
+        return sum(beside for beside, _ in pairs) / sum(alone for _, alone in pairs)
 
     def each(self, what: str) -> list[Any]:
         return [seed[what] for seed in self.seeds if what in seed]
@@ -88,6 +90,12 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     z, free = statistics.NormalDist().inv_cdf(0.975), len(values) - 1
     student = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
     return statistics.fmean(values), student * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def learned(alone: Sequence[float]) -> bool:
+    """Whether concepts look like themselves at all: of nothing, no share can be kept."""
+    mean, error = mean_and_error(alone)
+    return bool(alone) and not mean <= error
 
 
 def show(values: Sequence[float], digits: int = 3) -> str:
@@ -153,7 +161,7 @@ def identity(found: Mapping[str, Found], size: int) -> Iterator[str]:
         if METHODS[key].together:  # it has no concept alone
             rows.append([METHODS[key].title, "", *cells, *["" for _ in shares]])
             continue
-        whole = [f"{kept(method, n):.1%}" if method.at(n, "cosine") else "" for n in shares]
+        whole = [f"{kept(method, n):.1%}" if learned(method.alone(n, "cosine")) else "" for n in shares]
         rows.append([METHODS[key].title, show(method.alone(size, "cosine")), *cells, *whole])
     yield from table(head, rows)
 
@@ -200,12 +208,13 @@ def _forgets(method: Found, size: int) -> bool:
 def tuning(found: Mapping[str, Found], size: int) -> Iterator[str]:
     rows = []
     for key, method in found.items():
-        like = METHODS[key].tuned_like
+        like, grid = METHODS[key].tuned_like, list(METHODS[key].grid)
+        end = {0: " (first tried)", len(grid) - 1: " (last tried)"}.get(-1 if like else grid.index(method.tuned), "")
         rows.append(
             [
                 METHODS[key].title,
-                _setting(method.tuned),
-                f"as {METHODS[like].title}" if like else ", ".join(_setting(s) for s in METHODS[key].grid),
+                _setting(method.tuned) + end,
+                f"as {METHODS[like].title}" if like else ", ".join(_setting(s) for s in grid),
                 "" if METHODS[key].together else show(method.alone(size, "cosine")),
             ]
         )
