@@ -118,7 +118,8 @@ def test_methods_are_compared_on_the_seeds_that_both_have():
 
 
 def test_of_nothing_no_share_is_kept():
-    seeds = [seed_of(16, [0.1] * 16, alone) | {"subset pairs": {"4": [[0.1, a] for a in alone]}} for alone in ([0.1, -0.1] * 8,)]
+    alone = [0.1, -0.1] * 8
+    seeds = [seed_of(16, [0.1] * 16, alone) | {"subset pairs": {"4": [[0.1, value] for value in alone]}}]
     found = results.Found("seqlora", {}, seeds, [0], [16])
     assert found.kept_in(4) is None and found.kept_in(16) is None
     assert "%" not in "".join(results.identity({"seqlora": found}, 16))

@@ -208,12 +208,12 @@ def _forgets(method: Found, size: int) -> bool:
 def tuning(found: Mapping[str, Found], size: int) -> Iterator[str]:
     rows = []
     for key, method in found.items():
-        like, grid = METHODS[key].tuned_like, list(METHODS[key].grid)
-        end = {0: " (first tried)", len(grid) - 1: " (last tried)"}.get(-1 if like else grid.index(method.tuned), "")
+        like, grid = METHODS[key].tuned_like, METHODS[key].grid
+        ends = {} if like else {_setting(grid[0]): " (first tried)", _setting(grid[-1]): " (last tried)"}
         rows.append(
             [
                 METHODS[key].title,
-                _setting(method.tuned) + end,
+                _setting(method.tuned) + ends.get(_setting(method.tuned), ""),
                 f"as {METHODS[like].title}" if like else ", ".join(_setting(s) for s in grid),
                 "" if METHODS[key].together else show(method.alone(size, "cosine")),
             ]
