@@ -32,6 +32,13 @@ RATES_AND_STRENGTHS = (
     {"learning_rate": 4e-2, "interference": 0.4},
     {"learning_rate": 8e-2, "interference": 0.8},
 )
+# Where the best of the four was at an end, more beyond it.
+WEAKER = (
+    {"learning_rate": 2e-2, "interference": 0.02},
+    {"learning_rate": 2e-2, "interference": 0.1},
+    *RATES_AND_STRENGTHS,
+)
+STRONGER = (*RATES_AND_STRENGTHS, {"learning_rate": 1.6e-1, "interference": 1.6})
 OUR_START = {"context": "stochastic", "basis_start": "contrastive"}
 RATES_AND_OVERLAPS = (
     {"learning_rate": 3e-3, "overlap": 0.1},
@@ -64,8 +71,8 @@ def _published(core: str, title: str, grid: Sequence[Mapping[str, float]] = RATE
     return Method(title, PUBLISHED, core, grid=grid)
 
 
-def _penalised(core: str, title: str, **changes: Any) -> Method:
-    return Method(title, PENALISED, core, {"context": "modular", **changes})
+def _penalised(core: str, title: str, grid: Sequence[Mapping[str, float]] = RATES_AND_STRENGTHS, **changes: Any) -> Method:
+    return Method(title, PENALISED, core, {"context": "modular", **changes}, grid=grid)
 
 
 def _variant(title: str, group: str = CHANGES, like: str = "seqlora", core: str = "seqlora", **changes: Any) -> Method:
@@ -79,12 +86,12 @@ METHODS: dict[str, Method] = {
     "olora": _published("o-lora", "O-LoRA", RATES_AND_OVERLAPS),
     "alternating-published": _published("continual alternating", "continual alternating"),
     "lora+": _penalised("lora", "independent LoRA + penalty"),
-    "oa+": _penalised("orthogonal adaptation", "Orthogonal Adaptation + penalty"),
-    "inflora+": _penalised("inflora", "InfLoRA basis + penalty"),
-    "olora+": _penalised("o-lora", "O-LoRA + penalty"),
+    "oa+": _penalised("orthogonal adaptation", "Orthogonal Adaptation + penalty", WEAKER),
+    "inflora+": _penalised("inflora", "InfLoRA basis + penalty", WEAKER),
+    "olora+": _penalised("o-lora", "O-LoRA + penalty", STRONGER),
     "alternating-published+": _penalised("continual alternating", "continual alternating + penalty"),
-    "frozen": Method("frozen contrastive basis + penalty", PENALISED, "frozen contrastive"),
-    "free": _penalised("lora", "LoRA + penalty, our start and context", **OUR_START),
+    "frozen": Method("frozen contrastive basis + penalty", PENALISED, "frozen contrastive", grid=WEAKER),
+    "free": _penalised("lora", "LoRA + penalty, our start and context", STRONGER, **OUR_START),
     "seqlora": Method("SeqLoRA (joint)", OURS),
     "alternating": Method("SeqLoRA, alternating", OURS, changes={"schedule": "alternating", "inner_steps": 1}),
     "finite-difference": Method(
