@@ -321,7 +321,7 @@ def bars(found: Mapping[str, Found], common: Mapping[str, Found], size: int, ste
 
 
 def _is_rival(key: str) -> bool:
-    """Not ours, not a variant of ours, not an upper bound."""
+    """Not ours, not a variant of ours, not taught all at once."""
     return METHODS[key].core != "seqlora" and not METHODS[key].together
 
 

@@ -67,7 +67,7 @@ class Run:
     planned: int  # scales the penalty
     seed: int
     folder: Path
-    together: bool = False  # one adapter for all concepts at once: the upper bound
+    together: bool = False  # one adapter for all concepts at once
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number + 1:04d}.safetensors"
