@@ -10,14 +10,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .methods import METHODS
 
 if TYPE_CHECKING:
     from .results import Found
 
-LINES = ("-", "--", ":", "-.")
+LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (1, 5)))  # one a group of methods
 
 
 def draw_figures(found: Mapping[str, Found], common: Mapping[str, Found], folder: Path, architecture: str) -> list[str]:
@@ -76,10 +76,12 @@ def _save(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def picture_grid(found: Mapping[str, Found], path: Path, margin: int = 230) -> None:
+def picture_grid(found: Mapping[str, Found], path: Path) -> None:
     strips = [(key, f.folders[0] / f"strip-{f.counts[0]}.png") for key, f in found.items()]
     rows = [(METHODS[key].title, Image.open(file).convert("RGB")) for key, file in strips if file.exists()]
     width, side = rows[0][1].width, rows[0][1].height // 2
+    font = ImageFont.load_default()
+    margin = 24 + round(max(font.getlength(title) for title, _ in rows))
     page = Image.new("RGB", (margin + width, side * (len(rows) + 1)), "white")
     pen = ImageDraw.Draw(page)
     pen.text((8, side // 2 - 6), "the concepts", fill="black")
