@@ -13,7 +13,7 @@ from .runs import Bench
 from .teaching import Run
 
 STRENGTHS = (1.0, 0.85, 0.7)
-MOST = 64  # concepts; with more the base model is lost whatever is left out
+MOST = 64  # concepts; of all 101 too little of the base model is left to compare
 
 
 def kind(layer: str) -> str:
