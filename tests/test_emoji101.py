@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.emoji101 import measures, results, runs
+from benchmarks.emoji101 import measures, results, runs, subjects
 from benchmarks.emoji101.methods import METHODS
 from benchmarks.emoji101.parts import STRENGTHS, kind, parts
 from benchmarks.emoji101.runs import Bench
 from benchmarks.emoji101.subjects import concepts
 from seqlora.composition import compose
 from seqlora.metrics import basis_error
+from seqlora.objective import Batches
+from seqlora.trainer import finish, measure_concept
 
 CONCEPTS = 8
 TUNED = {"seqlora": {"learning_rate": 2e-2, "interference": 0.4}, "lora": {"learning_rate": 1e-2}}
@@ -65,6 +67,26 @@ def test_what_a_library_costs_without_one_kind_of_layer(small):
     assert len(kinds) == len(set(kinds)) and all(sum(layer.endswith("." + k) for k in kinds) == 1 for layer in layers)
     assert all(row["cosine"] != rows[0]["cosine"] for row in rows[1:])
     assert kind("diffusion_model.middle_block.1.transformer_blocks.0.ff.net.0.proj") == "ff.net.0.proj"
+
+
+def test_layers_of_low_contrast_get_no_rank(small, monkeypatch):
+    bench, _, _ = small
+    run = bench.run("contrast", TUNED["seqlora"], 0, 1)
+    kinds = {kind(name) for name in run.ranks}
+    assert {"attn2.to_k", "attn2.to_v"} <= kinds and not {"attn1.to_q", "attn1.to_v"} & kinds
+    (lessons,) = run.teach()
+    assert set(lessons.concepts[0]) == set(run.ranks)
+    layer = next(name for name in run.ranks if kind(name) == "attn2.to_out.0")
+    monkeypatch.setattr(runs, "CHECKED", 1)
+    again = Bench("unet", bench.out)
+    layers = bench.model.layers("attention and mlp")
+    examples = subjects.training_examples(bench.model, subjects.tuning_concepts(1)[0], 0)
+    batches = Batches(examples, bench.model.denoiser, 4, torch.Generator().manual_seed(0))
+    seen = finish(measure_concept(bench.model.denoiser, layers, batches))
+    own, rest = (moments[layer].sketch.double() for moments in (seen, bench.prior))
+    start = torch.linalg.eig(torch.linalg.solve(rest + 0.1 * rest.diagonal().mean() * torch.eye(len(rest)), own))
+    best = start.eigenvectors[:, start.eigenvalues.real.argmax()].real
+    assert again.contrast[layer] == pytest.approx(float(best @ own @ best / (best @ rest @ best)), rel=1e-3)
 
 
 def test_a_finished_run_is_only_read(small):

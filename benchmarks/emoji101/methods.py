@@ -58,6 +58,7 @@ class Method:
     grid: Sequence[Mapping[str, float]] = RATES_AND_STRENGTHS
     capacity: int = CAPACITY  # planned concepts as far as they decide the layers' rank
     planned: int = CAPACITY  # planned concepts as far as they scale the penalty
+    contrast: float = 0.0  # least contrast of a layer that gets any rank, see Bench.contrast
     together: bool = False  # one adapter for all concepts
 
     def settings(self, tuned: Mapping[str, float]) -> Settings:
@@ -125,6 +126,7 @@ METHODS: dict[str, Method] = {
     "crowded": Method("exact, all of the narrow layers' width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 4),
     "half": Method("exact, half of the narrow layers' width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 2),
     "wide-metric": Method("metric, twice the rank", CHANGES, changes={"orthogonality": "metric"}, capacity=CAPACITY // 2),
+    "contrast": Method("rank only where the contrast is at least 32", CHANGES, tuned_like="seqlora", contrast=CAPACITY),
     "planned-101": Method(
         "SeqLoRA, rank and penalty planned for 101", CHANGES, tuned_like="seqlora", capacity=101, planned=101
     ),

@@ -8,7 +8,7 @@ import random
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ from PIL import Image
 
 from seqlora import metrics
 from seqlora.backends.diffusers import HeadlessModel
+from seqlora.basis import contrastive_basis
 from seqlora.bound import check_bound, residual_interference
 from seqlora.composition import compose
 from seqlora.files import write_bytes
 from seqlora.moments import Moments
 from seqlora.objective import Batches
-from seqlora.trainer import RECORDED, finish, layer_rank, measure
+from seqlora.trainer import RECORDED, finish, layer_rank, measure, measure_concept
 
 from . import measures, subjects
-from .methods import CAPACITY, METHODS, RANK
+from .methods import BATCH_SIZE, CAPACITY, METHODS, RANK
 from .model import load
 from .teaching import TARGETS, Lessons, Run, prior_of, run_key
 
@@ -57,11 +58,29 @@ class Bench:
         emoji = subjects.concepts(count, seed) if test else subjects.tuning_concepts(count)
         widths = {name: int(layer.in_features) for name, layer in self.model.layers(TARGETS).items()}  # type: ignore[arg-type]
         ranks = {name: layer_rank(width, RANK, capacity) for name, width in widths.items()}
+        if method.contrast:
+            ranks = {name: rank for name, rank in ranks.items() if self.contrast[name] >= method.contrast}
         if method.together:  # one adapter with the ranks of all
             ranks = {name: min(widths[name], rank * count) for name, rank in ranks.items()}
         name = f"{key}-{run_key(settings, ranks, planned)}"
         folder = self.out / self.architecture / ("runs" if test else "tuning") / name / f"seed{seed}"
         return Run(self.model, self.prior, emoji, settings, ranks, planned, seed, folder, method.together)
+
+    @cached_property
+    def contrast(self) -> dict[str, float]:
+        """How many times more of a concept than of everything else a layer sees in the direction that a basis would start
+        with; the mean over a few emoji that no test uses, before any was taught."""
+        layers, found = self.model.layers(TARGETS), dict[str, float]()
+        for number, emoji in enumerate(subjects.tuning_concepts(CHECKED)):
+            rng = torch.Generator().manual_seed(number)
+            batches = Batches(subjects.training_examples(self.model, emoji, 0), self.model.denoiser, BATCH_SIZE, rng)
+            own = finish(measure_concept(self.model.denoiser, layers, batches))
+            for name in layers:
+                nothing = torch.zeros(own[name].width, 0, dtype=torch.float64)
+                B = contrastive_basis(own[name], self.prior[name], 1, nothing, rng)
+                here, elsewhere = (float(metrics.captured(B, *m[name].factor())) for m in (own, self.prior))
+                found[name] = found.get(name, 0.0) + here / elsewhere / CHECKED
+        return found
 
     def result(self, run: Run, count: int, full: bool = True) -> dict[str, Any]:
         """Teaches what is missing and measures what is missing; a second call only reads."""

@@ -63,7 +63,7 @@ class Run:
     prior: Moments
     emoji: Sequence[Emoji]
     settings: Settings
-    ranks: Mapping[str, int]
+    ranks: Mapping[str, int]  # of the layers that are taught
     planned: int  # scales the penalty
     seed: int
     folder: Path
@@ -77,7 +77,7 @@ class Run:
         if self.together:
             yield self._teach_together()
             return
-        layers = self.model.layers(TARGETS)
+        layers = {name: layer for name, layer in self.model.layers(TARGETS).items() if name in self.ranks}
         lessons = Lessons(list(self.emoji))
         total: Moments | None = None
         for number, emoji in enumerate(self.emoji):
