@@ -110,6 +110,16 @@ def test_the_page_has_every_figure(small, tmp_path, monkeypatch):
     }
 
 
+def test_a_variant_of_a_row_that_was_tuned_anew_is_left_out(small):
+    bench, chosen, _ = small
+    try:
+        for tuned, there in ((TUNED["seqlora"], True), ({"learning_rate": 1.0, "interference": 0.4}, False)):
+            bench.note("metric", chosen["seqlora"], tuned, CONCEPTS)
+            assert ("metric" in results.read(bench.out, "unet")) == there
+    finally:
+        (bench.out / "unet" / f"metric-0-{CONCEPTS}.json").unlink()
+
+
 def seed_of(count: int, cosine: list[float], alone: list[float]) -> dict:
     return {"sizes": {str(count): {"cosine": cosine, "prior": 0.9}}, "alone": {"cosine": alone}, "prior of the base": 1.0}
 
@@ -137,6 +147,20 @@ def test_methods_are_compared_on_the_seeds_that_both_have():
     other = results.Found("lora", {}, theirs, [1, 2], [4, 8], nowhere[:2])
     assert one.shared(other, 4).numbers == [1] and one.shared(other, 4).at(4, "cosine") == pytest.approx([0.5] * 4)
     assert one.shared(other, 8).seeds == []
+
+
+def test_how_far_ahead_is_told_emoji_by_emoji():
+    rng = torch.Generator().manual_seed(0)
+    theirs, gain = torch.randn(2, 32, generator=rng), 0.3 + 0.01 * torch.randn(2, 32, generator=rng)
+    ours = [seed_of(32, row.tolist(), [1.0] * 32) for row in (*(theirs + gain), torch.full((32,), 99.0))]
+    one = results.Found("seqlora", {}, ours, [0, 1, 2], [32] * 3, [Path()] * 3)
+    other = results.Found("lora", {}, [seed_of(32, row.tolist(), [1.0] * 32) for row in theirs], [0, 1], [32] * 2, [Path()] * 2)
+    (row,) = list(results.ahead({"seqlora": one, "lora": other}, [32]))[2:3]
+    by_name: dict[str, list[float]] = {}
+    for seed in (0, 1):
+        for emoji, value in zip(concepts(32, seed), gain[seed].tolist(), strict=True):
+            by_name.setdefault(emoji.name, []).append(value)
+    assert f"| {results.show([sum(v) / len(v) for v in by_name.values()])} |" in row and "0.9" in row
 
 
 def test_of_nothing_no_share_is_kept():

@@ -109,7 +109,8 @@ def show(values: Sequence[float], digits: int = 3) -> str:
 
 
 def read(out: Path, architecture: str, taught: int | None = None) -> dict[str, Found]:
-    """All seeds of each method: the runs with that many concepts, or else with the most that there are."""
+    """All seeds of each method: the runs with that many concepts, or else with the most that there are. A variant whose row was
+    tuned anew since is left out: it would differ in more than one thing."""
     found: dict[str, Found] = {}
     for key in METHODS:
         notes = [(p, *map(int, p.stem.rsplit("-", 2)[1:])) for p in (out / architecture).glob(f"{key}-[0-9]*-[0-9]*.json")]
@@ -127,7 +128,11 @@ def read(out: Path, architecture: str, taught: int | None = None) -> dict[str, F
             method.numbers.append(seed)
             method.counts.append(count)
             method.folders.append(folder)
-    return found
+    return {
+        key: method
+        for key, method in found.items()
+        if (like := METHODS[key].tuned_like) not in found or method.tuned == found[like].tuned
+    }
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -163,6 +168,21 @@ def identity(found: Mapping[str, Found], size: int) -> Iterator[str]:
             continue
         whole = [f"{kept(method, n):.1%}" if learned(method.alone(n, "cosine")) else "" for n in shares]
         rows.append([METHODS[key].title, show(method.alone(size, "cosine")), *cells, *whole])
+    yield from table(head, rows)
+
+
+def ahead(found: Mapping[str, Found], sizes: Sequence[int]) -> Iterator[str]:
+    """How far the default is ahead of each method, emoji by emoji: most of an interval is between emoji, which both share."""
+    rows = []
+    for key, method in found.items():
+        pairs = [(found[DEFAULT].shared(method, n), method.shared(found[DEFAULT], n), n) for n in sizes]
+        if key == DEFAULT or METHODS[key].together or not any(theirs.seeds for _, theirs, _ in pairs):
+            continue
+        gains = [
+            [a - b for a, b in zip(ours.at(n, "cosine"), theirs.at(n, "cosine"), strict=True)] for ours, theirs, n in pairs
+        ]
+        rows.append([METHODS[key].title, *[show(gain) for gain in gains], *[show(theirs.prior(n)) for _, theirs, n in pairs]])
+    head = ["method", *[f"ahead of it at {n}" for n in sizes], *[f"its base emoji kept at {n}" for n in sizes]]
     yield from table(head, rows)
 
 
@@ -286,10 +306,10 @@ def bars(found: Mapping[str, Found], common: Mapping[str, Found], size: int, ste
     for count in (n for n in (16, 32, 64, 101) if ours.at(n, "cosine")):
         for published, who in ((True, "as published"), (False, "given our penalty")):
             wanted = [key for key in METHODS if _is_rival(key) and (METHODS[key].group == PUBLISHED) == published]
-            rivals = {key: found[key].at(count, "cosine") for key in wanted if key in found and found[key].at(count, "cosine")}
+            rivals = [key for key in wanted if key in found and found[key].at(count, "cosine")]
             if not rivals:
                 continue
-            best = max(rivals, key=lambda key: statistics.fmean(rivals[key]))
+            best = max(rivals, key=lambda key: statistics.fmean(found[key].at(count, "cosine")))
             pair = ours.shared(found[best], count), found[best].shared(ours, count)
             one, other = (f.at(count, "cosine") for f in pair)
             (mean, error), (theirs, their_error) = mean_and_error(one), mean_and_error(other)
@@ -410,8 +430,9 @@ def page(out: Path, architecture: str, pictures: Path) -> str:
         "pictures": "\n\n".join(drawn),
         "bars": "\n".join(bars(found, common, size, steps)),
         "identity": "\n".join(identity(found, size)),
+        "ahead": "\n".join(ahead(common, [n for n in sizes if n in (16, size)])),
         "naming": "\n".join(naming(common, size)),
-        "parts_of": str(parts_of),
+        "parts_of": str(parts_of or "not measured yet"),
         "parts": "\n".join(weaker(lost)),
         "tuning": "\n".join(tuning(found, size)),
         "times": "\n".join(by_time(common, size)),

@@ -60,7 +60,9 @@ class Bench:
         ranks = {name: layer_rank(width, RANK, capacity) for name, width in widths.items()}
         if method.contrast:
             ranks = {name: rank for name, rank in ranks.items() if self.contrast[name] >= method.contrast}
-        if method.together:  # one adapter with the ranks of all
+        if method.together:  # one adapter with the ranks of all; passes grow with the concepts, so the rate must fall
+            fewer = {rate: getattr(settings, rate) * TUNING / count for rate in ("learning_rate", "basis_learning_rate")}
+            settings = settings.with_(**fewer)
             ranks = {name: min(widths[name], rank * count) for name, rank in ranks.items()}
         name = f"{key}-{run_key(settings, ranks, planned)}"
         folder = self.out / self.architecture / ("runs" if test else "tuning") / name / f"seed{seed}"
