@@ -163,6 +163,13 @@ def test_how_far_ahead_is_told_emoji_by_emoji():
     assert f"| {results.show([sum(v) / len(v) for v in by_name.values()])} |" in row and "0.9" in row
 
 
+def test_a_figure_of_the_largest_library_is_shown(tmp_path):
+    assert results.largest(tmp_path.glob("cost-*.json")) == (0, {})
+    for count in (101, 32):
+        (tmp_path / f"cost-{count}.json").write_text(f'{{"late": {count}}}')
+    assert results.largest(tmp_path.glob("cost-*.json")) == (101, {"late": 101})
+
+
 def test_of_nothing_no_share_is_kept():
     alone = [0.1, -0.1] * 8
     seeds = [seed_of(16, [0.1] * 16, alone) | {"subset pairs": {"4": [[0.1, value] for value in alone]}}]

@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -54,17 +54,18 @@ def _run(job: tuple[str, dict, int, int]) -> str:
 def _cost(job: tuple[dict, int]) -> None:
     tuned, count = job
     run = _bench.run("seqlora", tuned["seqlora"], 0, count)
-    cost = {"machine": machine(), "commit": commit(), **step_cost(_bench, run, tuned)}
-    write_bytes(_bench.out / _bench.architecture / "cost.json", json.dumps(cost).encode())
+    _once(_bench.out / _bench.architecture / f"cost-{count}.json", lambda: step_cost(_bench, run, tuned))
 
 
 def _parts(job: tuple[dict, int]) -> None:
     tuned, count = job
     run, first = _bench.run("seqlora", tuned["seqlora"], 0, count), min(count, MOST)
-    path = run.folder / f"parts-{first}.json"
+    _once(run.folder / f"parts-{first}.json", lambda: {"rows": parts(_bench, run, first)})
+
+
+def _once(path: Path, look: Callable[[], dict]) -> None:
     if not path.exists():
-        rows = parts(_bench, run, first)
-        write_bytes(path, json.dumps({"machine": machine(), "commit": commit(), "rows": rows}).encode())
+        write_bytes(path, json.dumps({"machine": machine(), "commit": commit(), **look()}).encode())
 
 
 def show(what: str, jobs: Iterable, total: int) -> list:

@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -400,6 +400,13 @@ def weaker(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from table(["library", "base emoji kept", "identity"], cells)
 
 
+def largest(paths: Iterable[Path]) -> tuple[int, dict[str, Any]]:
+    """Of files named after the number of concepts they are about, the one with the most, and that number; 0 without any."""
+    numbered = {int(path.stem.rpartition("-")[2]): path for path in paths}
+    count = max(numbered, default=0)
+    return count, json.loads(numbered[count].read_text()) if count else {}
+
+
 def page(out: Path, architecture: str, pictures: Path) -> str:
     """The page's text; writes its pictures into the folder. What depends on how many concepts a run taught compares runs of
     the number that all methods were run to."""
@@ -410,11 +417,8 @@ def page(out: Path, architecture: str, pictures: Path) -> str:
     size = max((n for n in sizes if n <= 32), default=sizes[0])
     common = read(out, architecture, size)
     measured = [seed for f in found.values() for seed in f.seeds]
-    cost_file = out / architecture / "cost.json"
-    steps = json.loads(cost_file.read_text()) if cost_file.exists() else {}
-    measured_parts = {int(p.stem.partition("-")[2]): p for f in found[DEFAULT].folders for p in f.glob("parts-*.json")}
-    parts_of = max(measured_parts, default=0)
-    lost = json.loads(measured_parts[parts_of].read_text())["rows"] if parts_of else []
+    _, steps = largest((out / architecture).glob("cost-*.json"))
+    parts_of, lost = largest(path for folder in found[DEFAULT].folders for path in folder.glob("parts-*.json"))
     drawn = draw_figures(found, common, pictures, architecture)
     text = (Path(__file__).parent / "results.md").read_text(encoding="utf-8")
     parts = {
@@ -433,7 +437,7 @@ def page(out: Path, architecture: str, pictures: Path) -> str:
         "ahead": "\n".join(ahead(common, [n for n in sizes if n in (16, size)])),
         "naming": "\n".join(naming(common, size)),
         "parts_of": str(parts_of or "not measured yet"),
-        "parts": "\n".join(weaker(lost)),
+        "parts": "\n".join(weaker(lost.get("rows", []))),
         "tuning": "\n".join(tuning(found, size)),
         "times": "\n".join(by_time(common, size)),
         "together": "\n".join(together(common)),
