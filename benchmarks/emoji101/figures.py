@@ -40,7 +40,7 @@ def draw_figures(found: Mapping[str, Found], common: Mapping[str, Found], folder
 
 
 def identity_against_number(found: Mapping[str, Found], path: Path) -> None:
-    from .results import mean_and_error, sizes_of
+    from .results import DEFAULT, mean_and_error, sizes_of
 
     figure, axes = plt.subplots(figsize=(9, 5.5), dpi=110)
     groups = list(dict.fromkeys(METHODS[key].group for key in found))
@@ -48,13 +48,12 @@ def identity_against_number(found: Mapping[str, Found], path: Path) -> None:
         sizes = [n for n in sizes_of(found) if method.at(n, "cosine")]
         means, errors = zip(*(mean_and_error(method.at(n, "cosine")) for n in sizes), strict=True)
         style = LINES[groups.index(METHODS[key].group) % len(LINES)]
-        axes.errorbar(
-            sizes, means, errors, label=METHODS[key].title, linestyle=style, marker="o", ms=3, color=f"C{number % 10}"
-        )
+        look = {"color": "black", "linewidth": 3, "zorder": 9} if key == DEFAULT else {"color": f"C{number % 10}"}
+        axes.errorbar(sizes, means, errors, label=METHODS[key].title, linestyle=style, marker="o", ms=3, **look)
     axes.set(xscale="log", xlabel="concepts summed", ylabel="cosine to the concept's own pictures")
     axes.set_xticks(sizes_of(found), [str(n) for n in sizes_of(found)])
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=4)
     _save(figure, path)
 
 
