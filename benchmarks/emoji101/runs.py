@@ -72,7 +72,8 @@ class Bench:
     def contrast(self) -> dict[str, float]:
         """How many times more of a concept than of everything else a layer sees in the direction that a basis would start
         with; the mean over a few emoji that no test uses, before any was taught."""
-        layers, found = self.model.layers(TARGETS), dict[str, float]()
+        layers = self.model.layers(TARGETS)
+        found: dict[str, float] = {}
         for number, emoji in enumerate(subjects.tuning_concepts(CHECKED)):
             rng = torch.Generator().manual_seed(number)
             batches = Batches(subjects.training_examples(self.model, emoji, 0), self.model.denoiser, BATCH_SIZE, rng)
