@@ -126,7 +126,9 @@ METHODS: dict[str, Method] = {
     "crowded": Method("exact, all of the narrow layers' width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 4),
     "half": Method("exact, half of the narrow layers' width used", CHANGES, tuned_like="seqlora", capacity=CAPACITY // 2),
     "wide-metric": Method("metric, twice the rank", CHANGES, changes={"orthogonality": "metric"}, capacity=CAPACITY // 2),
-    "contrast": Method("rank only where the contrast is at least 32", CHANGES, tuned_like="seqlora", contrast=CAPACITY),
+    "contrast": Method(
+        f"rank only where the contrast is at least {CAPACITY}", CHANGES, tuned_like="seqlora", contrast=CAPACITY
+    ),
     "planned-101": Method(
         "SeqLoRA, rank and penalty planned for 101", CHANGES, tuned_like="seqlora", capacity=101, planned=101
     ),

@@ -306,10 +306,10 @@ def bars(found: Mapping[str, Found], common: Mapping[str, Found], size: int, ste
     for count in (n for n in (16, 32, 64, 101) if ours.at(n, "cosine")):
         for published, who in ((True, "as published"), (False, "given our penalty")):
             wanted = [key for key in METHODS if _is_rival(key) and (METHODS[key].group == PUBLISHED) == published]
-            rivals = [key for key in wanted if key in found and found[key].at(count, "cosine")]
+            rivals = {key: found[key].at(count, "cosine") for key in wanted if key in found and found[key].at(count, "cosine")}
             if not rivals:
                 continue
-            best = max(rivals, key=lambda key: statistics.fmean(found[key].at(count, "cosine")))
+            best = max(rivals, key=lambda key: statistics.fmean(rivals[key]))
             pair = ours.shared(found[best], count), found[best].shared(ours, count)
             one, other = (f.at(count, "cosine") for f in pair)
             (mean, error), (theirs, their_error) = mean_and_error(one), mean_and_error(other)
