@@ -10,7 +10,7 @@ ARGS ?=
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test check screenshots torture micro bench-emoji bench-step bench-panel clean
+.PHONY: help setup demo test check screenshots torture micro bench-emoji mmdit bench-step bench-panel clean
 
 help:
 	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
@@ -19,6 +19,7 @@ help:
 	@echo "make screenshots take every picture of the editor anew (needs a ComfyUI and a Chromium)"
 	@echo "make torture     kill, fill, spoil and race until something breaks (about half an hour; PARTS=\"kill disk\" for some)"
 	@echo "make bench-emoji Emoji-101: SeqLoRA beside its baselines (many hours; goes on where it was stopped)"
+	@echo "make mmdit       train the second base model of Emoji-101 (an hour), for make bench-emoji ARGS=\"--architecture mmdit\""
 	@echo "make bench-step  cost of a training step beside plain LoRA"
 	@echo "make bench-panel cost of the open training panel to the training (needs a ComfyUI and Chromium)"
 	@echo "make micro       train the demo model and its classifier anew (some hours)"
@@ -52,6 +53,12 @@ bench-step: $(INSTALLED)
 
 bench-panel: $(INSTALLED)
 	. scripts/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.panel_cost $(ARGS)
+
+# An interrupted training goes on where it was.
+mmdit: $(INSTALLED)
+	@test -e $(FONT) || { echo "The emoji font is missing; run: apt-get install fonts-noto-color-emoji" >&2; exit 1; }
+	$(PYTHON) scripts/render_emoji.py
+	. scripts/env.sh && $(PYTHON) -m scripts.train_micro_mmdit
 
 # From the font to seqlora/demo/micro.safetensors; an interrupted training goes on where it was.
 micro: $(INSTALLED)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from benchmarks.emoji101 import measures, results, runs, subjects
+from benchmarks.emoji101 import measures, mmdit, model, results, runs, subjects
 from benchmarks.emoji101.methods import METHODS
 from benchmarks.emoji101.parts import STRENGTHS, kind, parts
 from benchmarks.emoji101.runs import Bench
@@ -89,6 +90,39 @@ def test_layers_of_low_contrast_get_no_rank(small, monkeypatch):
     assert again.contrast[layer] == pytest.approx(float(best @ own @ best / (best @ rest @ best)), rel=1e-3)
 
 
+def test_a_second_base_model_is_taught_like_the_first(small, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    transformer = mmdit.SD3Transformer2DModel(**mmdit.CONFIG)
+    save_file({name: tensor.half() for name, tensor in transformer.state_dict().items()}, tmp_path / "weights.safetensors")
+    monkeypatch.setitem(model.LOADERS, "mmdit", lambda: mmdit.load_mmdit(tmp_path / "weights.safetensors"))
+    bench = Bench("mmdit", tmp_path)
+    *_, lessons = bench.run("seqlora", TUNED["seqlora"], 0, 2).teach()
+    assert {kind(name) for name in lessons.concepts[0]} >= {"attn.to_q", "attn.add_q_proj", "ff.net.2", "ff_context.net.2"}
+    assert max(basis_error(lessons.concepts)) < 1e-5
+    prompt = [subjects.prompt(lessons.emoji[0])]
+    bare, taught = (measures.draw(bench.model, on, prompt, 1) for on in ({}, lessons.composed()))
+    assert bare.shape == (1, 1, 3, 64, 64) and not torch.equal(bare, taught)
+
+
+def test_without_its_weights_the_second_base_model_says_how_to_get_them(tmp_path):
+    with pytest.raises(SystemExit, match="train_micro_mmdit"):
+        mmdit.load_mmdit(tmp_path / "none.safetensors")
+
+
+def test_a_setting_that_harms_the_base_model_can_be_ruled_out():
+    def result(cosine: float, prior: float) -> dict:
+        return {"sizes": {"12": {"cosine": [cosine], "prior": prior}}, "prior of the base": 0.5}
+
+    tried = [
+        ({"interference": 1}, result(0.6, 0.4)),
+        ({"interference": 2}, result(0.5, 0.48)),
+        ({"interference": 3}, result(0.4, 0.5)),
+    ]
+    assert runs.best(tried) == {"interference": 1}
+    assert runs.best(tried, 0.95) == {"interference": 2}
+    assert runs.best(tried, 1.1) == {"interference": 1}  # none does
+
+
 def test_a_finished_run_is_only_read(small):
     bench, chosen, found = small
     before = {path: path.stat().st_mtime_ns for path in chosen["lora"].folder.iterdir()}
@@ -101,7 +135,7 @@ def test_the_page_has_every_figure(small, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "SIZES", (1, 4, CONCEPTS))
     read = results.read(bench.out, "unet")
     assert list(read) == ["lora", "seqlora"]
-    page = results.page(bench.out, "unet", tmp_path)
+    page = results.page(bench.out, tmp_path)
     assert "{{" not in page and "nan" not in page
     seen = found["seqlora"]["sizes"][str(CONCEPTS)]["cosine"]
     assert results.show(seen) in page

@@ -20,6 +20,7 @@ from seqlora.files import write_bytes
 
 from .cost import step_cost
 from .methods import BOUNDED, METHODS
+from .model import LOADERS
 from .parts import MOST, parts
 from .runs import TUNING, Bench, best, commit, machine
 
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=["all"], metavar="METHOD", help=f"all, or of: {', '.join(METHODS)}")
-    parser.add_argument("--architecture", default="unet")
+    parser.add_argument("--architecture", default="unet", choices=list(LOADERS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
@@ -102,8 +103,10 @@ def main() -> None:
         tried: dict[str, list] = {}
         for key, index, result in show("tuning", pool.imap_unordered(_tune, grid), len(grid)):
             tried.setdefault(key, []).append((METHODS[key].grid[index], result))
-        tuned = {key: best(results) for key, results in tried.items()}
-        jobs = [(key, tuned[METHODS[key].tuned_like or key], seed, args.concepts) for seed in range(args.seeds) for key in keys]
+        tuned = {
+            key: best(tried[METHODS[key].tuned_like or key], METHODS[key].keeps) for key in dict.fromkeys([*parents, *keys])
+        }
+        jobs = [(key, tuned[key], seed, args.concepts) for seed in range(args.seeds) for key in keys]
         show("runs", pool.imap_unordered(_run, jobs), len(jobs))
         if {"seqlora", "lora"} <= set(tuned):
             pool.apply(_cost, [(tuned, args.concepts)])

@@ -14,6 +14,7 @@ from seqlora.settings import METHODS as CORE
 from seqlora.settings import Settings, method_settings
 
 STEPS, BATCH_SIZE, RANK = 60, 4, 4
+KEPT = 0.95  # share of the base model's own emoji that a library should leave
 CAPACITY = 32  # concepts that the libraries are planned for; more are taught
 BASE = Settings(steps=STEPS, batch_size=BATCH_SIZE)
 PUBLISHED, PENALISED, OURS, CONTEXTS, CHANGES, TOGETHER = (
@@ -59,6 +60,7 @@ class Method:
     capacity: int = CAPACITY  # planned concepts as far as they decide the layers' rank
     planned: int = CAPACITY  # planned concepts as far as they scale the penalty
     contrast: float = 0.0  # least contrast of a layer that gets any rank, see Bench.contrast
+    keeps: float = 0.0  # of the settings tried, only those count that keep this share of the base emoji
     together: bool = False  # one adapter for all concepts
 
     def settings(self, tuned: Mapping[str, float]) -> Settings:
@@ -92,11 +94,35 @@ METHODS: dict[str, Method] = {
     "olora+": _penalised("o-lora", "O-LoRA + penalty"),
     "alternating-published+": _penalised("continual alternating", "continual alternating + penalty"),
     "frozen": Method("frozen contrastive basis + penalty", PENALISED, "frozen contrastive", grid=WEAKER),
+    "frozen-kept": Method(
+        f"the same, tuned to keep {KEPT:.0%} of the base emoji",
+        PENALISED,
+        "frozen contrastive",
+        tuned_like="frozen",
+        keeps=KEPT,
+    ),
     "free": _penalised("lora", "LoRA + penalty, our start and context", STRONGER, **OUR_START),
     "seqlora": Method("SeqLoRA (joint)", OURS),
     "alternating": Method("SeqLoRA, alternating", OURS, changes={"schedule": "alternating", "inner_steps": 1}),
     "finite-difference": Method(
         "SeqLoRA, finite difference", OURS, changes={"schedule": "finite_difference", "inner_steps": 1}
+    ),
+    # As many updates of the basis as in the joint schedule: a round takes one pass for A, and one or four for B.
+    "alternating-equal": _variant(
+        "SeqLoRA, alternating, twice the passes",
+        OURS,
+        "alternating",
+        schedule="alternating",
+        inner_steps=1,
+        steps=2 * STEPS,
+    ),
+    "finite-difference-equal": _variant(
+        "SeqLoRA, finite difference, five times the passes",
+        OURS,
+        "finite-difference",
+        schedule="finite_difference",
+        inner_steps=1,
+        steps=5 * STEPS,
     ),
     "metric": _variant("metric instead of exact", OURS, orthogonality="metric"),
     "modular": _variant("SeqLoRA, modular context", CONTEXTS, context="modular"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,13 @@ from torch.nn import functional as F
 
 from seqlora.backends.diffusers import DemoModel, HeadlessModel
 
+from .mmdit import load_mmdit
+
+LOADERS: dict[str, Callable[[], HeadlessModel]] = {"unet": DemoModel, "mmdit": load_mmdit}
+
 
 def load(architecture: str) -> HeadlessModel:
-    model = {"unet": DemoModel}[architecture]()
+    model = LOADERS[architecture]()
     convolve_in_bf16(model.network)
     return model
 

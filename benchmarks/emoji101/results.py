@@ -18,6 +18,7 @@ import numpy as np
 
 from .measures import TIMES
 from .methods import BATCH_SIZE, CAPACITY, METHODS, PUBLISHED, RANK, STEPS
+from .model import LOADERS
 from .runs import SIZES, SUBSETS, TUNING
 from .subjects import concepts
 
@@ -131,7 +132,7 @@ def read(out: Path, architecture: str, taught: int | None = None) -> dict[str, F
     return {
         key: method
         for key, method in found.items()
-        if (like := METHODS[key].tuned_like) not in found or method.tuned == found[like].tuned
+        if (like := METHODS[key].tuned_like) not in found or METHODS[key].keeps or method.tuned == found[like].tuned
     }
 
 
@@ -407,9 +408,19 @@ def largest(paths: Iterable[Path]) -> tuple[int, dict[str, Any]]:
     return count, json.loads(numbered[count].read_text()) if count else {}
 
 
-def page(out: Path, architecture: str, pictures: Path) -> str:
-    """The page's text; writes its pictures into the folder. What depends on how many concepts a run taught compares runs of
-    the number that all methods were run to."""
+def page(out: Path, pictures: Path) -> str:
+    """The page's text; writes its pictures into the folder."""
+    first, second = LOADERS
+    parts = sections(out, first, pictures)
+    parts["second"] = "Not run yet."
+    if DEFAULT in read(out, second):
+        parts["second"] = fill("second.md", {**sections(out, second, pictures), "other": parts["base"]})
+    return fill("results.md", parts)
+
+
+def sections(out: Path, architecture: str, pictures: Path) -> dict[str, str]:
+    """What the page's templates ask for by name, of one base model. What depends on how many concepts a run taught
+    compares runs of the number that all methods were run to."""
     from .figures import draw_figures
 
     found = read(out, architecture)
@@ -420,10 +431,10 @@ def page(out: Path, architecture: str, pictures: Path) -> str:
     _, steps = largest((out / architecture).glob("cost-*.json"))
     parts_of, lost = largest(path for folder in found[DEFAULT].folders for path in folder.glob("parts-*.json"))
     drawn = draw_figures(found, common, pictures, architecture)
-    text = (Path(__file__).parent / "results.md").read_text(encoding="utf-8")
-    parts = {
+    return {
         "machine": "; ".join(sorted({seed["machine"] for seed in measured})),
         "commit": ", ".join(sorted({seed["commit"] for seed in measured})),
+        "base": f"{measured[0]['prior of the base']:.1%}",
         "steps": str(STEPS),
         "batch": str(BATCH_SIZE),
         "rank": str(RANK),
@@ -454,6 +465,10 @@ def page(out: Path, architecture: str, pictures: Path) -> str:
             )
         ),
     }
+
+
+def fill(template: str, parts: Mapping[str, str]) -> str:
+    text = (Path(__file__).parent / template).read_text(encoding="utf-8")
     for name, part in parts.items():
         text = text.replace("{{" + name + "}}", part)
     return text
@@ -462,12 +477,11 @@ def page(out: Path, architecture: str, pictures: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="out", type=Path, default=ROOT / "build" / "emoji101")
-    parser.add_argument("--architecture", default="unet")
     args = parser.parse_args()
-    if DEFAULT not in read(args.out, args.architecture):
+    if DEFAULT not in read(args.out, next(iter(LOADERS))):
         parser.error(f"there is no finished run of {DEFAULT} under {args.out}; run: python -m benchmarks.emoji101")
     path = ROOT / "docs" / "results.md"
-    path.write_text(page(args.out, args.architecture, ROOT / "docs" / "pictures"), encoding="utf-8")
+    path.write_text(page(args.out, ROOT / "docs" / "pictures"), encoding="utf-8")
     print(path.relative_to(ROOT))
 
 

@@ -244,11 +244,16 @@ def commit() -> str:
     return subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
-def best(results: list[tuple[Mapping[str, float], dict[str, Any]]]) -> Mapping[str, float]:
-    """Of a method's settings, the one whose composed concepts look most like themselves."""
+def best(results: list[tuple[Mapping[str, float], dict[str, Any]]], keeps: float = 0.0) -> Mapping[str, float]:
+    """Of a method's settings, the one whose composed concepts look most like themselves; of those that keep the share `keeps`
+    of the base emoji, if any does."""
 
-    def score(result: dict[str, Any]) -> float:
-        (composed,) = result["sizes"].values()
-        return sum(composed["cosine"]) / len(composed["cosine"])
+    def composed(result: dict[str, Any]) -> dict[str, Any]:
+        (only,) = result["sizes"].values()
+        return only
 
-    return max(results, key=lambda pair: score(pair[1]))[0]
+    def score(pair: tuple[Mapping[str, float], dict[str, Any]]) -> float:
+        return sum(composed(pair[1])["cosine"])
+
+    kept = [pair for pair in results if composed(pair[1])["prior"] >= keeps * pair[1]["prior of the base"]]
+    return max(kept or results, key=score)[0]
