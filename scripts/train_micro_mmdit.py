@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/mmdit"))
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--glyphs", type=Path, default=Path("build/emoji/glyphs.npy"))
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--matrix-lr", type=float, default=5e-3)
