@@ -1,5 +1,6 @@
 """The benchmark in small: what must hold in every run of it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -135,13 +136,20 @@ def test_the_page_has_every_figure(small, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "SIZES", (1, 4, CONCEPTS))
     read = results.read(bench.out, "unet")
     assert list(read) == ["lora", "seqlora"]
-    page = results.page(bench.out, tmp_path)
-    assert "{{" not in page and "nan" not in page
-    seen = found["seqlora"]["sizes"][str(CONCEPTS)]["cosine"]
-    assert results.show(seen) in page
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"emoji101-unet-{name}.png" for name in ("identity", "crosstalk", "grid")
-    }
+    out, pictures = tmp_path / "out", tmp_path / "pictures"
+    shutil.copytree(bench.out, out)
+    pictures.mkdir()
+    seen = results.show(found["seqlora"]["sizes"][str(CONCEPTS)]["cosine"])
+    for number, architecture in enumerate(model.LOADERS, 1):
+        if number > 1:
+            shutil.copytree(out / "unet", out / architecture)
+        page = results.page(out, pictures)
+        assert "{{" not in page and "nan" not in page
+        assert len([line for line in page.splitlines() if "SeqLoRA (joint)" in line and f"| {seen} |" in line]) == number
+        assert ("Not run yet." in page) == (number < 2)
+        assert {path.name for path in pictures.glob(f"*-{architecture}-*")} == {
+            f"emoji101-{architecture}-{name}.png" for name in ("identity", "crosstalk", "grid")
+        }
 
 
 def test_a_variant_of_a_row_that_was_tuned_anew_is_left_out(small):
