@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .measures import TIMES
-from .methods import BATCH_SIZE, CAPACITY, METHODS, PUBLISHED, RANK, STEPS
+from .methods import BATCH_SIZE, CAPACITY, KEPT, METHODS, PUBLISHED, RANK, STEPS
 from .model import LOADERS
 from .runs import SIZES, SUBSETS, TUNING
 from .subjects import concepts
@@ -439,6 +439,7 @@ def sections(out: Path, architecture: str, pictures: Path) -> dict[str, str]:
         "batch": str(BATCH_SIZE),
         "rank": str(RANK),
         "capacity": str(CAPACITY),
+        "kept": f"{KEPT:.0%}",
         "seeds": str(max(len(f.seeds) for f in found.values())),
         "tuning_concepts": str(TUNING),
         "common": str(size),
