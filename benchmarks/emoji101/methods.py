@@ -95,7 +95,7 @@ METHODS: dict[str, Method] = {
     "alternating-published+": _penalised("continual alternating", "continual alternating + penalty"),
     "frozen": Method("frozen contrastive basis + penalty", PENALISED, "frozen contrastive", grid=WEAKER),
     "frozen-kept": Method(
-        f"the same, tuned to keep {KEPT:.0%} of the base emoji",
+        f"frozen contrastive, tuned to keep {KEPT:.0%} of the base emoji",
         PENALISED,
         "frozen contrastive",
         tuned_like="frozen",
