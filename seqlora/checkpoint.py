@@ -54,7 +54,13 @@ class Checkpoint:
         self.step: int | None = None  # that the file holds
         self.whole = False
         self._place: dict[str, Any] = {}  # until a step is complete there is nothing to keep
-        self._saved = time.monotonic()
+        self._began = self._saved = time.monotonic()
+        self._before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this training, also before it was taken up again."""
+        return self._before + time.monotonic() - self._began
 
     def open(self) -> str:
         """Reads what is there into `state`. Returns "", or a sentence when it did not fit and was set aside."""
@@ -62,7 +68,7 @@ class Checkpoint:
             return ""
         try:
             self.state = read(self.path, self.binding)
-            self.step = int(self.state.place["step"])
+            self.step, self._before = int(self.state.place["step"]), float(self.state.place.get("seconds", 0))
             return ""
         except SeqLoRAError as error:
             with suppress(OSError):  # what cannot be moved away is written over
@@ -92,7 +98,7 @@ class Checkpoint:
         tensors = {name: tensor.detach().cpu() for name, tensor in self._tensors().items()}
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             return
-        write(self.path, State(self._place, tensors, self._moments), self.binding)
+        write(self.path, State(self._place | {"seconds": self.seconds}, tensors, self._moments), self.binding)
         self.step, self._saved = self._place["step"], time.monotonic()
 
     def remove(self) -> None:

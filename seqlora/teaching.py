@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -298,7 +297,7 @@ def _teach(
     checkpoint: Checkpoint,
     note: str,
 ) -> Steps[Taught]:
-    began, resumed_at = time.monotonic(), checkpoint.step
+    resumed_at = checkpoint.step
     captions, added = prepare_captions(lesson)
     needs_prior = settings.interference > 0 or settings.basis_start == "contrastive"
     prior = library.prior()
@@ -325,7 +324,7 @@ def _teach(
     across, within = metrics.basis_error([*earlier, trained.pairs])
     report: dict[str, Any] = {
         "steps": trained.steps,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(checkpoint.seconds, 1),
         "first_loss": _mean(trained.losses[:10]),
         "last_loss": _mean(trained.losses[-10:]),
         "captions_given_the_trigger": added,

@@ -148,6 +148,16 @@ def test_a_resumed_training_ends_as_if_it_had_never_stopped(library, straight, s
     assert not (library.path / FOLDER).exists()
 
 
+def test_the_time_reported_is_that_of_all_sessions(library):
+    settings, first = SCHEDULES["joint"], bird(library, SCHEDULES["joint"])
+    for progress in first:
+        if progress.phase == "training" and progress.step == 2:
+            time.sleep(1.0)  # more than the rest takes in all
+            first.close()
+    began = time.monotonic()
+    assert finish(bird(library, settings)).report["seconds"] > time.monotonic() - began
+
+
 @pytest.mark.parametrize(
     ("schedule", "at"), [("joint", 3), ("alternating", 3), *(("finite_difference", at) for at in range(2, 7))]
 )
