@@ -11,7 +11,6 @@ import copy
 import io
 import json
 import threading
-import time
 import uuid
 import zlib
 from pathlib import Path
@@ -99,15 +98,6 @@ class StubServer:
             state[name] = state[name] + changes.get(name, [])
         state |= {name: value for name, value in changes.items() if name not in LISTS}
         self.send("seqlora.training", state | {name: changes.get(name, []) for name in LISTS})
-
-    def posts(self, part: str) -> list[str]:
-        """The paths of the POSTs with this in them, as soon as there is one: a button changes before its request arrives."""
-        until = time.monotonic() + 60
-        while True:
-            found = [path for path, _ in self.asked if part in path]
-            if found or time.monotonic() > until:
-                return found
-            time.sleep(0.02)
 
     # --- what the browser asks --------------------------------------------------------------------------------------
 
