@@ -151,10 +151,9 @@ def test_a_resumed_training_ends_as_if_it_had_never_stopped(library, straight, s
 def test_the_time_reported_is_that_of_all_sessions(library):
     first = bird(library, SCHEDULES["joint"])
     next(first)
-    time.sleep(1.0)  # more than opening the library and filing the concept, which no session counts
+    time.sleep(3.0)  # longer than the second session takes
     stop_at(first, 2)
-    began = time.monotonic()
-    assert finish(bird(library, SCHEDULES["joint"])).report["seconds"] > time.monotonic() - began
+    assert finish(bird(library, SCHEDULES["joint"])).report["seconds"] >= 3.0
 
 
 @pytest.mark.parametrize(
