@@ -28,10 +28,10 @@ help:
 setup: $(INSTALLED)
 
 demo: $(INSTALLED)
-	. scripts/env.sh && .venv/bin/seqlora demo --out build/demo
+	. tools/env.sh && .venv/bin/seqlora demo --out build/demo
 
 test: $(INSTALLED)
-	. scripts/env.sh && $(PYTHON) -m pytest $(ARGS)
+	. tools/env.sh && $(PYTHON) -m pytest $(ARGS)
 
 check: $(INSTALLED)
 	$(PYTHON) -m ruff check .
@@ -39,34 +39,34 @@ check: $(INSTALLED)
 	$(PYTHON) -m mypy seqlora
 
 screenshots: $(INSTALLED)
-	. scripts/env.sh && $(PYTHON) -m scripts.screenshots $(ARGS)
+	. tools/env.sh && $(PYTHON) -m tools.screenshots $(ARGS)
 
 torture: $(INSTALLED)
-	. scripts/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m scripts.torture $(PARTS) $(ARGS)
+	. tools/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m tests.robustness $(PARTS) $(ARGS)
 
 bench-emoji: $(INSTALLED)
-	. scripts/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.emoji101 $(ARGS)
+	. tools/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.emoji101 $(ARGS)
 	$(PYTHON) -m benchmarks.emoji101.results
 
 bench-step: $(INSTALLED)
-	. scripts/env.sh && $(PYTHON) -m benchmarks.step_cost
+	. tools/env.sh && $(PYTHON) -m benchmarks.step_cost
 
 bench-panel: $(INSTALLED)
-	. scripts/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.panel_cost $(ARGS)
+	. tools/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.panel_cost $(ARGS)
 
 # An interrupted training goes on where it was.
 mmdit: $(INSTALLED)
 	@test -e $(FONT) || { echo "The emoji font is missing; run: apt-get install fonts-noto-color-emoji" >&2; exit 1; }
-	$(PYTHON) scripts/render_emoji.py
-	. scripts/env.sh && $(PYTHON) -m scripts.train_micro_mmdit
+	$(PYTHON) demo_model/render_emoji.py
+	. tools/env.sh && $(PYTHON) -m demo_model.train_mmdit
 
 # From the font to seqlora/demo/micro.safetensors; an interrupted training goes on where it was.
 micro: $(INSTALLED)
 	@test -e $(FONT) || { echo "The emoji font is missing; run: apt-get install fonts-noto-color-emoji" >&2; exit 1; }
-	$(PYTHON) scripts/render_emoji.py --ship
-	. scripts/env.sh && $(PYTHON) scripts/train_micro_model.py
-	$(PYTHON) scripts/train_micro_model.py --ship
-	. scripts/env.sh && $(PYTHON) scripts/train_classifier.py
+	$(PYTHON) demo_model/render_emoji.py --ship
+	. tools/env.sh && $(PYTHON) demo_model/train_unet.py
+	$(PYTHON) demo_model/train_unet.py --ship
+	. tools/env.sh && $(PYTHON) demo_model/train_classifier.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build/demo

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tests.browser.editor import Editor, open_chromium, read_workflow
-from tests.hosts import HostServer
+from tests.support.editor import Editor, open_chromium, read_workflow
+from tests.support.hosts import HostServer
 
 LIBRARY, TRAIN = "panel cost", "SeqLoRA_TrainConcept"
 BAR = 1.02

@@ -10,15 +10,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from seqlora.adapter import Concept, layer_shapes
-from seqlora.moments import Moments
-from seqlora.objective import Denoiser, Examples
+from seqlora.diffusion.batches import Examples
+from seqlora.diffusion.denoiser import Denoiser
+from seqlora.lora.targets import layer_shapes
+from seqlora.lora.types import Concept
+from seqlora.method.moments import Moments
+from seqlora.method.trained import Trained
 from seqlora.settings import Settings, method_settings
-from seqlora.trainer import Steps, Trained, finish, measure_prior, train_concept
+from seqlora.training.measure import measure_prior
+from seqlora.training.progress import Steps, finish
+from seqlora.training.trainer import train_concept
 
 
 def step_seconds(runs: Mapping[str, Steps[Trained]], steps: int) -> dict[str, float]:
@@ -99,9 +105,9 @@ def describe(title: str, result: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    from seqlora.backends.diffusers import DemoModel
-    from seqlora.demo.show import demo_concepts, lesson_of
-    from tests.hosts import find_host, run_in_host
+    from seqlora.demo.demo_model import DemoModel
+    from seqlora.demo.run_demo import demo_concepts, lesson_of
+    from tests.support.hosts import find_host, run_in_host
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
@@ -116,7 +122,12 @@ def main() -> None:
     print(describe("demo model, batch 8, rank 4", result))
     if find_host():
         with tempfile.TemporaryDirectory() as folder:
-            print(describe("SD1.5-class model in ComfyUI, batch 4, rank 4", run_in_host("step_cost.py", folder, args.steps)))
+            print(
+                describe(
+                    "SD1.5-class model in ComfyUI, batch 4, rank 4",
+                    run_in_host(Path(__file__).with_name("host_step_cost.py"), folder, args.steps),
+                )
+            )
 
 
 if __name__ == "__main__":

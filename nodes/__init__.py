@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, browse, demo, export, host, library, report, train, upkeep, watching
+from . import apply, demo, export, host, library, maintenance, report, train
+from .server import library_routes, training_status
 
-MODULES = (train, library, report, upkeep, apply, export, demo)
+MODULES = (train, library, report, maintenance, apply, export, demo)
 NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
 
 
 class SeqLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
         host.register_folder()
-        host.add_routes((*watching.ROUTES, *browse.ROUTES))
+        host.add_routes((*training_status.ROUTES, *library_routes.ROUTES))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

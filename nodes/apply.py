@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..seqlora.composition import compose_library, parse_selection
+from ..seqlora.library.composition import compose_library
+from ..seqlora.lora.compose import parse_selection
 from . import host
 from .library import LibraryHandle, LibraryType, triggers_of
 

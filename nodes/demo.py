@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..seqlora.demo.micro import WEIGHTS
 from ..seqlora.demo.pictures import concept_pictures, held_out_emoji, trigger_word
-from .demo_host import load_demo_model
+from .host.demo_model import load_demo_model
 
 CATEGORY = "SeqLoRA/demo"
 

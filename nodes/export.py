@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..seqlora.composition import parse_selection
-from ..seqlora.export import DTYPES, FORMATS, export_composed
+from ..seqlora.library.export import DTYPES, FORMATS, export_composed
+from ..seqlora.lora.compose import parse_selection
 from . import host
 from .library import LibraryHandle, LibraryType
 

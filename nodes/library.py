@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
-from ..seqlora.adapter import TARGETS
 from ..seqlora.errors import SeqLoRAError
-from ..seqlora.library import MANIFEST, Library, Record
+from ..seqlora.library.store import MANIFEST, Library, Record
+from ..seqlora.lora.targets import TARGETS
 from . import host
 
 CATEGORY = "SeqLoRA/library"

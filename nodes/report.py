@@ -13,9 +13,9 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..seqlora.errors import SeqLoRAError
-from ..seqlora.library import Library
-from ..seqlora.picture import draw_report
-from ..seqlora.report import library_report
+from ..seqlora.library.store import Library
+from ..seqlora.report.report import library_report
+from ..seqlora.report.report_image import draw_report
 from .library import CATEGORY, LibraryHandle, LibraryType
 
 

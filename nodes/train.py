@@ -10,14 +10,16 @@ from typing import Any, get_args, get_type_hints
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..seqlora.checkpoint import MINUTES
 from ..seqlora.errors import SeqLoRAError
 from ..seqlora.settings import METHODS, Settings, method_settings
-from ..seqlora.teaching import Lesson, Taught, about, check_lesson, teach
-from ..seqlora.trainer import Progress
-from . import host, watching
+from ..seqlora.training.checkpoint import MINUTES
+from ..seqlora.training.progress import Progress
+from ..seqlora.training.request import Lesson, check_lesson
+from ..seqlora.training.train import Taught, about, teach
+from . import host
 from .library import LibraryHandle, LibraryType, tell_changed
-from .previews import EVERY, Previews
+from .server import training_status
+from .server.previews import EVERY, Previews
 
 DEFAULTS = Settings()
 
@@ -219,7 +221,7 @@ class TrainConcept(io.ComfyNode):
             less_memory = host.has_accelerator()
         node = cls.hidden.unique_id
         names = (handle.name, lesson.name.strip(), lesson.trigger.strip())
-        with watching.watched(node, workflow_id(cls.hidden.extra_pnginfo), *names) as training:
+        with training_status.watched(node, workflow_id(cls.hidden.extra_pnginfo), *names) as training:
             library, lesson = handle.open(), check_lesson(lesson)  # before the host reads or moves a model
             with host.training_model(model, clip, vae, less_memory) as taught_model:
                 lesson = replace(lesson, pictures=host.ordinary(lesson.pictures))

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser.editor import NO_BROWSER, RENDERERS, Editor, has_browser, open_chromium
-from tests.hosts import NO_HOST, HostServer, find_host
-from tests.small import SmallModel, small_library
+from tests.support.editor import NO_BROWSER, RENDERERS, Editor, has_browser, open_chromium
+from tests.support.hosts import NO_HOST, HostServer, find_host
+from tests.support.small import SmallModel, small_library
 
 if TYPE_CHECKING:
-    from tests.browser.stub import StubServer
+    from tests.support.stub import StubServer
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +76,7 @@ def editors(chromium: Any) -> Iterator[Callable[[str, str], Editor]]:
 
 @pytest.fixture(scope="session")
 def stub_server(chromium: Any) -> Iterator[StubServer]:
-    from tests.browser.stub import StubServer  # needs what a machine without a browser lacks
+    from tests.support.stub import StubServer  # needs what a machine without a browser lacks
 
     with StubServer() as running:
         yield running

@@ -1,10 +1,10 @@
 // The one file that the editor loads; only here are its modules imported.
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
-import { library } from './library.mjs'
-import { panel } from './panel.mjs'
-import { picker } from './picker.mjs'
-import { loadWords, t } from './words.mjs'
+import { library } from './library/tab.mjs'
+import { panel } from './training/controller.mjs'
+import { picker } from './picker/picker.mjs'
+import { loadWords, t } from './shared/i18n.mjs'
 
 const parts = [panel, library, picker].map((part) => part({ app, api, t }))
 const each = (hook) => (...given) => { for (const part of parts) part[hook]?.(...given) }

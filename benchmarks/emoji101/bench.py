@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable
 from multiprocessing import get_context
 from pathlib import Path
 
-from seqlora.files import write_bytes
+from seqlora.io.atomic import write_bytes
 
+from .ablation import MOST, parts
 from .cost import step_cost
+from .experiment import TUNING, Bench, best, commit, machine
 from .methods import BOUNDED, METHODS
 from .model import LOADERS
-from .parts import MOST, parts
-from .runs import TUNING, Bench, best, commit, machine
 
 OUT = Path("build/emoji101")
 _bench: Bench

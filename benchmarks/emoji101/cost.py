@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.step_cost import step_seconds
-from seqlora.trainer import train_concept
+from seqlora.training.trainer import train_concept
 
 from . import subjects
+from .experiment import Bench
 from .methods import METHODS
-from .runs import Bench
-from .teaching import TARGETS, Run
+from .sequence import TARGETS, Run
 
 STEPS = 40
 

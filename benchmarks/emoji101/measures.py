@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from seqlora.adapter import Pair
-from seqlora.backends.diffusers import HeadlessModel
+from seqlora.backends.model import HeadlessModel
 from seqlora.demo.classifier import load_classifier
 from seqlora.demo.pictures import Emoji
-from seqlora.objective import Examples
-from seqlora.sampling import euler
+from seqlora.diffusion.batches import Examples
+from seqlora.diffusion.sampling import euler
+from seqlora.lora.types import Pair
 
 from . import subjects
 

@@ -1,6 +1,6 @@
 """A second base model: a small MMDiT (as in SD3) between the demo model's own text encoder and autoencoder.
 
-python -m scripts.train_micro_mmdit    writes build/emoji101/mmdit.safetensors
+python -m demo_model.train_mmdit    writes build/emoji101/mmdit.safetensors
 """
 
 from __future__ import annotations
@@ -13,16 +13,10 @@ from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from seqlora.backends.diffusers import DemoModel, FlowDenoiser, HeadlessModel
-from seqlora.demo.micro import (
-    CONTEXT_DIM,
-    IMAGE_SIZE,
-    LATENT_CHANNELS,
-    PATCH,
-    MicroModel,
-    load_text_and_vae,
-    read_weights,
-)
+from seqlora.backends.denoisers import FlowDenoiser
+from seqlora.backends.model import HeadlessModel
+from seqlora.demo.demo_model import DemoModel
+from seqlora.demo.micro import CONTEXT_DIM, IMAGE_SIZE, LATENT_CHANNELS, PATCH, MicroModel, load_text_and_vae, read_weights
 
 WEIGHTS = Path("build/emoji101/mmdit.safetensors")
 HEADS, HEAD_WIDTH, PATCH_SIZE = 6, 32, 2
@@ -63,7 +57,7 @@ class MMDiTModel(DemoModel):
 
 def load_mmdit(path: Path = WEIGHTS) -> MMDiTModel:
     if not path.exists():
-        raise SystemExit(f"{path} is missing: train it with `python -m scripts.train_micro_mmdit`.")
+        raise SystemExit(f"{path} is missing: train it with `python -m demo_model.train_mmdit`.")
     transformer = SD3Transformer2DModel(**CONFIG)
     transformer.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return MMDiTModel(transformer.eval().requires_grad_(False))

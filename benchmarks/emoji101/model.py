@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqlora.backends.diffusers import DemoModel, HeadlessModel
+from seqlora.backends.model import HeadlessModel
+from seqlora.demo.demo_model import DemoModel
 
 from .mmdit import load_mmdit
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from .experiment import SIZES, SUBSETS, TUNING
 from .measures import TIMES
 from .methods import BATCH_SIZE, CAPACITY, KEPT, METHODS, PUBLISHED, RANK, STEPS
 from .model import LOADERS
-from .runs import SIZES, SUBSETS, TUNING
 from .subjects import concepts
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from seqlora.backends.diffusers import HeadlessModel
+from seqlora.backends.model import HeadlessModel
 from seqlora.demo.classifier import load_classifier
 from seqlora.demo.pictures import Emoji, all_emoji, concept_pictures, generic_captions, held_out_emoji, trigger_word
-from seqlora.objective import Examples
+from seqlora.diffusion.batches import Examples
 
 TEACHABLE = 101  # of the 120 held-out emoji; the other 19 are for tuning
 PICTURES = 5  # per concept

@@ -1,0 +1,165 @@
+"""Teaching a run's concepts one after another, each kept on disk as soon as it is taught."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from seqlora.backends.model import HeadlessModel
+from seqlora.demo.pictures import Emoji
+from seqlora.diffusion.batches import Batches, Examples
+from seqlora.io.safetensors_file import read_tensors, write_tensors
+from seqlora.library.store import request_hash
+from seqlora.lora.compose import compose
+from seqlora.lora.formats import from_native, to_native
+from seqlora.lora.types import Pair
+from seqlora.method.moments import Moments
+from seqlora.method.trained import Trained
+from seqlora.settings import Settings
+from seqlora.training.measure import measure_concept, measure_prior
+from seqlora.training.progress import Progress, finish
+from seqlora.training.trainer import RECORDED, train_concept
+
+from . import subjects
+
+TARGETS = "attention and mlp"
+MAX_CONCEPT = 64 << 20  # bytes of a concept's file
+
+
+@dataclass
+class Lessons:
+    """What a run has taught so far."""
+
+    emoji: list[Emoji]
+    concepts: list[dict[str, Pair]] = field(default_factory=list)
+    moments: list[Moments] = field(default_factory=list)
+    about: list[dict] = field(default_factory=list)  # losses, seconds, full layers of each
+    together: bool = False  # one adapter holds all of them
+
+    @property
+    def taught(self) -> list[Emoji]:
+        return self.emoji if self.together else self.emoji[: len(self.concepts)]
+
+    def composed(self) -> dict[str, Pair]:
+        """All concepts so far, summed."""
+        return compose([(concept, 1.0) for concept in self.concepts])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method, one order of concepts. `settings` decides everything; the folder is named after it."""
+
+    model: HeadlessModel
+    prior: Moments
+    emoji: Sequence[Emoji]
+    settings: Settings
+    ranks: Mapping[str, int]  # of the layers that are taught
+    planned: int  # scales the penalty
+    seed: int
+    folder: Path
+    together: bool = False  # one adapter for all concepts at once
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number + 1:04d}.safetensors"
+
+    def teach(self) -> Iterator[Lessons]:
+        """Yields after each concept. What is on disk is read, not taught again."""
+        if self.together:
+            yield self._teach_together()
+            return
+        layers = {name: layer for name, layer in self.model.layers(TARGETS).items() if name in self.ranks}
+        lessons = Lessons(list(self.emoji))
+        total: Moments | None = None
+        for number, emoji in enumerate(self.emoji):
+            settings = self.settings.with_(seed=1000 * self.seed + number)
+            examples = subjects.training_examples(self.model, emoji, self.seed)
+            path = self.path(number)
+            if path.exists():
+                pairs, about = read_concept(path)
+                batches = Batches(
+                    examples, self.model.denoiser, settings.batch_size, torch.Generator().manual_seed(settings.seed)
+                )
+                moments = finish(measure_concept(self.model.denoiser, layers, batches))
+            else:
+                trained, about = timed(
+                    train_concept(
+                        self.model.denoiser,
+                        layers,
+                        examples,
+                        settings,
+                        self.ranks,
+                        lessons.concepts,
+                        self.prior,
+                        total,
+                        planned=self.planned,
+                    )
+                )
+                pairs, moments = trained.pairs, trained.moments
+                write_concept(path, pairs, about)
+            lessons.concepts.append(pairs)
+            lessons.moments.append(moments)
+            lessons.about.append(about)
+            total = moments if total is None else total + moments
+            yield lessons
+
+    def _teach_together(self) -> Lessons:
+        """One adapter of all concepts' ranks, pictures and passes."""
+        layers = self.model.layers(TARGETS)
+        count = len(self.emoji)
+        lessons, path = Lessons(list(self.emoji), together=True), self.path(0)
+        if path.exists():
+            pairs, about = read_concept(path)
+        else:
+            parts = [subjects.training_examples(self.model, emoji, self.seed) for emoji in self.emoji]
+            examples = Examples([x for part in parts for x in part.latents], [c for part in parts for c in part.conds])
+            settings = self.settings.with_(seed=1000 * self.seed, steps=self.settings.steps * count)
+            trained, about = timed(train_concept(self.model.denoiser, layers, examples, settings, self.ranks))
+            pairs = trained.pairs
+            write_concept(path, pairs, about)
+        lessons.concepts.append(pairs)
+        lessons.about.append(about)
+        return lessons
+
+
+def timed(run: Generator[Progress, None, Trained]) -> tuple[Trained, dict]:
+    """Runs a training to its end; also what it says of itself, with the median seconds of its steps."""
+    seconds: list[float] = []
+    last = time.process_time()  # not the clock: runs share the machine's cores
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        now = time.process_time()
+        if progress.phase == "training":
+            seconds.append(now - last)
+        last = now
+
+    trained = finish(run, tell)
+    return trained, {
+        **{name: getattr(trained, name) for name in RECORDED},
+        "full_layers": len(trained.full_layers),
+        "step_seconds": sorted(seconds)[len(seconds) // 2],
+    }
+
+
+def write_concept(path: Path, pairs: dict[str, Pair], about: dict) -> None:
+    write_tensors(path, to_native(pairs), {"about": json.dumps(about)})
+
+
+def read_concept(path: Path) -> tuple[dict[str, Pair], dict]:
+    tensors, metadata = read_tensors(path, MAX_CONCEPT)
+    return from_native(tensors), json.loads(metadata["about"])
+
+
+def prior_of(model: HeadlessModel) -> Moments:
+    uncond, *generic = model.encode_captions(["", *model.generic_captions])  # type: ignore[attr-defined]
+    return finish(measure_prior(model.denoiser, model.layers(TARGETS), model.latent_shape, generic, uncond))
+
+
+def run_key(settings: Settings, ranks: Mapping[str, int], planned: int) -> str:
+    """Of all that decides what is taught, the emoji and the seed apart."""
+    return request_hash(asdict(settings.with_(seed=0)), dict(ranks), planned)[:10]

@@ -1,0 +1,39 @@
+"""The one room that touches ComfyUI's private interfaces: folders, the user's MODEL, CLIP and VAE, memory, progress.
+
+The rest of the pack sees the names below.
+"""
+
+from __future__ import annotations
+
+from .apply import apply_adapter
+from .denoiser import Caption, HostDenoiser
+from .folders import library_names, library_path, next_lora_path, preview_folder, register_folder
+from .gradients import checkpointed, norms_keep_inputs, ordinary, ordinary_weights, transformer_blocks
+from .model import HostModel, fingerprint, has_accelerator, training_model
+from .progress import Interrupted, add_routes, describe, run_with_progress, say, send
+
+__all__ = [
+    "Caption",
+    "HostDenoiser",
+    "HostModel",
+    "Interrupted",
+    "add_routes",
+    "apply_adapter",
+    "checkpointed",
+    "describe",
+    "fingerprint",
+    "has_accelerator",
+    "library_names",
+    "library_path",
+    "next_lora_path",
+    "norms_keep_inputs",
+    "ordinary",
+    "ordinary_weights",
+    "preview_folder",
+    "register_folder",
+    "run_with_progress",
+    "say",
+    "send",
+    "training_model",
+    "transformer_blocks",
+]

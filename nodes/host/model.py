@@ -1,0 +1,209 @@
+"""The user's MODEL, CLIP and VAE as the core takes them.
+
+Training runs on the user's own MODEL: hooks are put on its layers and taken off again, no weight is written. Two things stand
+in the way, and both are solved in `training_model`: weights that the host loaded are inference tensors, through which nothing
+can be differentiated; and under dynamic VRAM a layer's weight is only lent for the time of its forward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.lora
+import comfy.model_base
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import comfy.weight_adapter
+import torch
+from torch import Tensor, nn
+
+from ...seqlora.demo.pictures import generic_captions
+from ...seqlora.errors import SeqLoRAError
+from ...seqlora.lora.layouts import layout_from_native
+from ...seqlora.lora.targets import choose_layers
+from ...seqlora.training.captions import GENERIC_CAPTIONS
+from .demo_model import DemoConfig
+from .denoiser import Caption, HostDenoiser
+from .gradients import checkpointed, norms_keep_inputs, ordinary, transformer_blocks
+
+DRAWING_STEPS = 12  # of a preview
+
+
+def has_accelerator() -> bool:
+    return not comfy.model_management.is_device_cpu(comfy.model_management.get_torch_device())
+
+
+@contextmanager
+def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool) -> Iterator[HostModel]:
+    """MODEL, CLIP and VAE as the core takes them, in a room where gradients can be taken. Afterwards all is as before.
+
+    Raises SeqLoRAError where the model cannot be trained or memory runs out.
+    """
+    management = comfy.model_management
+    for name, given in (("model", model), ("clip", clip), ("vae", vae)):
+        if given is None or getattr(given, "first_stage_model", given) is None:  # what loaders give where a file lacks it
+            raise SeqLoRAError(f"The {name} that is connected holds nothing; its checkpoint lacks it, load it from elsewhere.")
+    with ExitStack() as undo:
+        undo.callback(management.soft_empty_cache)
+        undo.enter_context(torch.inference_mode(False))  # the host runs every node inside inference mode
+        if hasattr(management, "in_training"):  # plain instead of fused operations, which have no gradient
+            undo.callback(setattr, management, "in_training", management.in_training)
+            management.in_training = True
+        patcher = _own_patcher(model)
+        undo.callback(_let_go, patcher)
+        taught = HostModel(patcher, model, clip, vae)
+        undo.enter_context(norms_keep_inputs(patcher.model.diffusion_model))
+        if gradient_checkpointing:
+            undo.enter_context(checkpointed(transformer_blocks(patcher.model.diffusion_model)))
+        try:
+            yield taught
+        except Exception as error:
+            if not any(management.is_oom(cause) for cause in causes(error)):
+                raise
+            told = "There is not enough memory for this training; lower batch_size or use smaller images."
+            if isinstance(error, SeqLoRAError):  # the core has said so already, and what stays
+                told = str(error)
+            if not gradient_checkpointing:
+                told = f"{told.rstrip('.')}; turn on gradient_checkpointing, which needs much less."
+            raise SeqLoRAError(told) from error
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _own_patcher(model: Any) -> Any:
+    """A patcher of our own for the user's model; its patches (an upstream LoRA) are part of the base."""
+    try:
+        # Dynamic VRAM takes weights away between forward and backward. The host then reads a second copy from disk.
+        patcher = model.clone(disable_dynamic=True)
+    except (RuntimeError, TypeError) as error:  # the second: a patcher of another pack that knows of no dynamic VRAM
+        raise SeqLoRAError(
+            "This model's loader cannot make the copy that training needs under dynamic VRAM; "
+            "load the model with another node, or start ComfyUI with --disable-dynamic-vram."
+        ) from error
+    if patcher.model.get_dtype_inference() == torch.float16:
+        # Gradients of an average over all pixels are too small for fp16.
+        bf16 = comfy.model_management.should_use_bf16(patcher.load_device)
+        patcher.set_model_compute_dtype(torch.bfloat16 if bf16 else torch.float32)
+    return patcher
+
+
+def _let_go(patcher: Any) -> None:
+    patcher.cleanup()
+    if patcher.force_cast_weights:  # the host puts back what set_model_compute_dtype changed when it unloads
+        with torch.inference_mode():
+            comfy.model_management.unload_model_and_clones(patcher, unload_additional_models=False)
+
+
+class HostModel:
+    """`teaching.Model` over the host's MODEL, CLIP and VAE."""
+
+    def __init__(self, patcher: Any, original: Any, clip: Any, vae: Any):
+        self.patcher, self.clip, self.vae = patcher, clip, vae
+        self.denoiser = HostDenoiser(patcher)
+        base = patcher.model
+        self.layout = layout_from_native(key for key in base.state_dict() if key.startswith("diffusion_model."))
+        self.fingerprint = fingerprint(original)
+        demo = isinstance(base.model_config, DemoConfig)
+        self.generic_captions: Sequence[str] = generic_captions() if demo else GENERIC_CAPTIONS
+        # Models with distilled guidance are taught as they are without it.
+        self._extra = {"guidance": 1.0} if base.model_config.unet_config.get("guidance_embed") else {}
+        self._shape: tuple[int, ...] = ()  # of the first picture's latents
+        self._prompts: dict[str, Any] = {}  # conditionings of what is drawn
+
+    def layers(self, targets: str) -> dict[str, nn.Module]:
+        return choose_layers(self.patcher.model.diffusion_model, targets)
+
+    def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        base, latents = self.patcher.model, []
+        for picture in pictures:
+            with torch.inference_mode():
+                encoded = base.process_latent_in(self.vae.encode(picture[None, ..., :3]))
+            wanted = base.latent_format.latent_channels
+            if encoded.shape[1] != wanted:
+                raise SeqLoRAError(
+                    f"The VAE makes latents of {encoded.shape[1]} channels, but the model takes {wanted}; "
+                    "connect the VAE that belongs to the model."
+                )
+            latents.append(encoded[0].float().cpu().clone())
+        self._shape = tuple(latents[0].shape)
+        return latents
+
+    def encode_captions(self, captions: Sequence[str]) -> list[Caption]:
+        known: dict[str, Caption] = {}
+        for text in dict.fromkeys(captions):
+            with torch.inference_mode():
+                encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            options = comfy.sampler_helpers.convert_cond(encoded[:1])[0]
+            known[text] = Caption(ordinary(options | self._extra))
+        return [known[text] for text in captions]
+
+    def draw(self, prompts: Sequence[str], seed: int) -> list[Tensor]:
+        """A picture (h, w, 3) in 0..1 for each prompt by the host's own sampler, all from one noise and as large as the first
+        training picture, with whatever is attached to the layers."""
+        latent, drawn = torch.zeros(1, *self._shape), []
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            *positive, negative = [self._conditioning(text) for text in (*prompts, "")]
+            self.denoiser.load()  # encoding may have pushed it out; and the host's sampler is content with a part of it
+            self.denoiser.loaded = False  # as far as we know: sampling and decoding want memory too
+            method, schedule = "euler", "simple" if self.denoiser.flow else "normal"
+            how = (DRAWING_STEPS, self._guidance(), method, schedule)
+            for cond in positive:
+                drawn.append(
+                    comfy.sample.sample(self.patcher, noise, *how, cond, negative, latent, disable_pbar=True, seed=seed)
+                )
+            with torch.inference_mode():
+                pictures = [self.vae.decode(samples) for samples in drawn]
+        return [picture.reshape(-1, *picture.shape[-3:])[0].float().cpu().clone() for picture in pictures]
+
+    def _conditioning(self, text: str) -> list[Any]:
+        """As a prompt node gives it, and for models with distilled guidance as one that sets it. Encoded once: a large text
+        encoder pushes the model out."""
+        if text not in self._prompts:
+            with torch.inference_mode():
+                encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            extra = {"guidance": 3.5} if self._extra else {}
+            self._prompts[text] = [[ordinary(cond), ordinary(options) | extra] for cond, options in encoded]
+        return self._prompts[text]
+
+    def _guidance(self) -> float:
+        """The usual cfg of this kind of model."""
+        if isinstance(self.patcher.model, comfy.model_base.Flux):
+            return 1.0
+        return 3.0 if self.denoiser.flow else 6.0
+
+
+def fingerprint(patcher: Any, samples: int = 8) -> str:
+    """A hash of a few values of a few weights as they were before any patch, and of the patches."""
+    digest = hashlib.sha256()
+    weights = patcher.model.diffusion_model.state_dict()
+    names = sorted(weights)
+    for name in names[:: max(1, len(names) // samples)]:
+        backup = patcher.backup.get(f"diffusion_model.{name}")
+        digest.update(name.encode() + _few_values(backup.weight if backup else weights[name]))
+    for name in sorted(patcher.patches):
+        for patch in patcher.patches[name]:
+            tensors = [part for part in getattr(patch[1], "weights", patch[1]) if isinstance(part, Tensor)]
+            digest.update(f"{name} {patch[0]} {patch[2]}".encode() + b"".join(_few_values(part) for part in tensors))
+    return digest.hexdigest()[:16]
+
+
+def _few_values(weight: Tensor) -> bytes:
+    if weight.is_meta:
+        return b""
+    part = weight.detach()
+    part = part.dequantize() if hasattr(part, "dequantize") and type(part) is not Tensor else part
+    return part.flatten()[:16].float().cpu().half().numpy().tobytes()

@@ -1,0 +1,1 @@
+"""What the pack's scripts in the browser ask of the server."""

@@ -1,0 +1,78 @@
+"""The command line's care of libraries: `seqlora remove | rename | verify | repair | copy`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import SeqLoRAError
+from ..library.copy import copy
+from ..library.repair import repair
+from ..library.store import Library
+from ..library.verify import verify
+
+Command = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
+
+
+def add_commands(command: Command, folder: Callable[[str], Path]) -> None:
+    """`command(name, run, about)` makes one; `folder` reads a library's folder."""
+
+    def made(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+        sub = command(name, run, about)
+        sub.add_argument("library", type=folder, help="the library's folder")
+        return sub
+
+    sub = made("remove", remove_concepts, "delete concepts; the others stay exactly as they are")
+    sub.add_argument("concepts", nargs="+")
+
+    sub = made("rename", rename_concept, "call a concept something else")
+    sub.add_argument("concept")
+    sub.add_argument("new_name")
+
+    made("verify", verify_library, "check every file of a library; says what to do about each that is not as it should be")
+    made("repair", repair_library, "rebuild the manifest from the concept files; what cannot be used goes to damaged/")
+
+    sub = made("copy", copy_concepts, "make a new library of some of the concepts")
+    sub.add_argument("to", type=folder, help="the new library's folder")
+    sub.add_argument("concepts", nargs="+")
+
+
+def remove_concepts(args: argparse.Namespace) -> None:
+    with Library.open(args.library).writing() as library:
+        for name in args.concepts:
+            library.find(name)  # before any is deleted
+        for name in args.concepts:
+            library = library.remove(name)
+    print(f"{library.path.name}: {', '.join(library.names) or 'no concepts'}")
+
+
+def rename_concept(args: argparse.Namespace) -> None:
+    with Library.open(args.library).writing() as library:
+        library = library.rename(args.concept, args.new_name)
+    print(f"{library.path.name}: {', '.join(library.names)}")
+
+
+def verify_library(args: argparse.Namespace) -> None:
+    _tell(args.library)
+
+
+def repair_library(args: argparse.Namespace) -> None:
+    for sentence in repair(args.library)[1]:
+        print(sentence)
+    _tell(args.library)
+
+
+def copy_concepts(args: argparse.Namespace) -> None:
+    library = copy(Library.open(args.library), args.concepts, args.to)
+    print(f"{library.path}: {', '.join(library.names)}")
+
+
+def _tell(path: Path) -> None:
+    """Raises SeqLoRAError, and so ends with 1, where something is wrong."""
+    findings = verify(path)
+    for finding in findings:
+        print(finding)
+    if findings:
+        raise SeqLoRAError(f"Library '{path.name}' is not as it should be; see above.")
+    print(f"{path.name}: all files are as they should be")

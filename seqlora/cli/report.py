@@ -1,0 +1,92 @@
+"""`seqlora compose`, `report`, `info`, `export`, `demo`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ..errors import SeqLoRAError
+from ..io.atomic import write_bytes
+from ..library.composition import compose_library
+from ..library.store import Library
+from ..lora.compose import parse_selection
+
+
+def compose(args: argparse.Namespace) -> None:
+    """What summing these concepts gives: ranks, overlap and crosstalk."""
+    from ..method import metrics
+
+    library = Library.open(args.library)
+    selection = parse_selection("\n".join(args.concepts), library.names)
+    if not selection:
+        raise SeqLoRAError("No concept is selected; name at least one, or '*' for all.")
+    concepts = [library.load(name) for name in selection]
+    composed = compose_library(library, selection)
+    across, within = metrics.basis_error(concepts)
+    table = metrics.crosstalk(concepts, [library.moments(name) for name in selection])
+    print(f"{len(concepts)} concepts on {len(composed)} layers, rank {max(p.A.shape[1] for p in composed.values())} in all")
+    print(f"largest entry of B_i'B_j {across:.1e}, largest error of B_i'B_i = I {within:.1e}")
+    print("crosstalk: how much a concept (row) acts on what another (column) sees, as a share of that one's own change")
+    width = max(len(name) for name in selection)
+    for name, row in zip(selection, table.tolist(), strict=True):
+        print(f"{name:>{width}}  " + " ".join(f"{value:6.3f}" for value in row))
+
+
+def report(args: argparse.Namespace) -> None:
+    """What the concepts do to themselves, each other and the model; docs/theory.md says what the columns mean."""
+    from ..report.report import library_report
+    from ..report.report_image import as_png, draw_report
+
+    library = Library.open(args.library)
+    selection = parse_selection("\n".join(args.concepts), library.names)
+    found = library_report(library, selection, args.delta, args.sub_gaussian_constant)
+    columns = {
+        "captured": "captured_energy",
+        "disturbed": "disturbance",
+        "bound": "disturbance_bound",
+        "of output": "disturbance_of_output",
+        "its bound": "disturbance_bound_of_output",
+        "prior": "prior_disturbance",
+        "change": "change_norm",
+    }
+    width = max(len(name) for name in selection)
+    print(f"{len(selection)} concepts, {found['layers']} layers; bounds at probability {1 - args.delta:g} for inputs as stored")
+    print(f"{'':>{width}}  rank " + " ".join(f"{title:>9}" for title in columns) + "  full  worst layer, its bound of output")
+    for entry in found["concepts"]:
+        values = (entry[key] for key in columns.values())
+        cells = " ".join(f"{'-' if value is None else format(value, '.4f'):>9}" for value in values)
+        worst = f"{entry['worst_layer']} {entry['worst_layer_bound_of_output']:.4f}" if entry["worst_layer"] else "none"
+        print(f"{entry['name']:>{width}}  {entry['rank']:>4} {cells}  {len(entry['full_layers']):>4}  {worst}")
+    for title in ("overlap", "crosstalk"):
+        print(f"{title} of a concept (row) with another (column)")
+        for name, row in zip(selection, found[title], strict=True):
+            print(f"{name:>{width}}  " + " ".join(f"{value:6.3f}" for value in row))
+    if args.json:
+        write_bytes(args.json, json.dumps(found, indent=1, ensure_ascii=False).encode())
+    if args.picture:
+        write_bytes(args.picture, as_png(draw_report(found)))
+
+
+def info(args: argparse.Namespace) -> None:
+    library = Library.open(args.library)
+    family = library.base.family if library.base else "no model yet"
+    print(f"{library.path.name}: {len(library.concepts)} of {library.capacity} concepts, rank {library.rank}, {family}")
+    for record in library.concepts:
+        full = f", {len(record.full_layers)} layers were full" if record.full_layers else ""
+        print(f"  {record.name}: '{record.trigger} {record.class_word}', {record.created}{full}")
+
+
+def export(args: argparse.Namespace) -> None:
+    from ..library.export import export_composed
+
+    library = Library.open(args.library)
+    selection = parse_selection("\n".join(args.concepts), library.names)
+    print(export_composed(library, selection, args.out, args.format, args.dtype))
+
+
+def demo(args: argparse.Namespace) -> None:
+    from ..demo.run_demo import run_demo, summary
+
+    figures = run_demo(args.out, args.concepts, args.seed)
+    print(summary(figures))
+    print(f"{figures['seconds']} seconds in all; {args.out / 'demo.png'} and {args.out / 'demo.json'} were written")

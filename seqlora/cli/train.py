@@ -1,0 +1,105 @@
+"""`seqlora train`: pictures and a trigger to a concept of a library."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ..errors import SeqLoRAError
+from ..library.store import Library
+from ..settings import Settings, method_settings
+from ..training.progress import Progress, finish
+from ..training.request import Lesson
+from ..training.train import about, teach
+from .sample import load_model
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def read_pictures(folder: Path, side: int) -> tuple[list[torch.Tensor], list[str]]:
+    """Pictures (h, w, 3) in 0..1, their shorter side scaled to `side` and cropped to multiples of 8, and the captions in
+    `<picture>.txt` beside them (none unless every picture has one)."""
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES) if folder.is_dir() else []
+    if not files:
+        raise SeqLoRAError(f"There are no pictures in {folder}; put .png, .jpg or .webp files there.")
+    pictures = []
+    for path in files:
+        try:
+            image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # whatever a damaged picture raises
+            raise SeqLoRAError(f"{path} cannot be read as a picture ({error}); remove or replace it.") from error
+        scale = side / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+        width, height = image.width // 8 * 8, image.height // 8 * 8
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        cropped = np.asarray(image.crop((left, top, left + width, top + height)))
+        pictures.append(torch.from_numpy(cropped.copy()).float() / 255)
+    texts = [path.with_suffix(".txt") for path in files]
+    try:
+        captions = [text.read_text(encoding="utf-8").strip() for text in texts if text.is_file()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SeqLoRAError(f"A caption in {folder} cannot be read ({error}); save it as UTF-8 text.") from error
+    if captions and len(captions) != len(files):
+        missing = next(text.name for text in texts if not text.is_file())
+        raise SeqLoRAError(f"{folder} has captions for some pictures only ({missing} is missing); write all of them, or none.")
+    return pictures, captions
+
+
+def show_progress(progress: Progress) -> None:
+    if progress.note:
+        print(f"\nseqlora: {progress.note}", file=sys.stderr)
+    end = "\n" if progress.step == progress.steps else ""
+    loss = f"  loss {progress.loss:.4f}" if progress.loss == progress.loss else ""
+    print(f"\r{progress.phase} {progress.step}/{progress.steps}{loss}   ", end=end, file=sys.stderr, flush=True)
+
+
+def train(args: argparse.Namespace) -> None:
+    model = load_model(args.model)
+    library = Library.create(args.library, args.rank, args.capacity, args.targets)
+    side = args.size or model.picture_side  # type: ignore[attr-defined]
+    pictures, captions = read_pictures(args.images, side)
+    chosen = {k: getattr(args, k) for k in ("steps", "batch_size", "learning_rate", "basis_learning_rate", "seed")}
+    settings = method_settings(args.method, Settings(**chosen))
+    lesson = Lesson(args.name or args.images.name, args.trigger, args.class_word, pictures, captions)
+    steps = teach(library, lesson, settings, model, args.checkpoint_minutes, args.replace)
+    with ControlC() as pressed:
+        taught = finish(steps, pressed.tell)
+    print(json.dumps(about(taught), indent=1))
+
+
+class ControlC:
+    """Ctrl-C while a concept is taught: once ends the training and keeps what was learned, twice cancels it.
+
+    Either waits for the end of the step, so that what is kept is whole; a third time does not wait.
+    """
+
+    def __enter__(self) -> ControlC:
+        self.times, self.step = 0, 0
+        self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, *_: object) -> None:
+        self.times += 1
+        if self.times > 2:
+            raise KeyboardInterrupt
+        if self.times == 1:
+            os.write(2, b"\nseqlora: keeping what was learned so far; Ctrl-C again cancels\n")  # print may be in use
+
+    def tell(self, progress: Progress) -> str | None:
+        show_progress(progress)
+        if progress.phase == "training":
+            self.step = progress.step
+        if self.times > 1 or (self.times and not self.step):  # before the first step there is nothing to keep
+            raise KeyboardInterrupt(f"; the same command goes on from step {self.step}" if self.step else "")
+        return "keep" if self.times else None

@@ -1,0 +1,51 @@
+"""The demo model as the core takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..backends.denoisers import FlowDenoiser
+from ..backends.model import HeadlessModel
+from ..lora.layouts import layout_of
+from .pictures import generic_captions
+
+
+class DemoModel(HeadlessModel):
+    """The demo model."""
+
+    generic_captions: Sequence[str] = generic_captions()
+    picture_side = 64
+    latent_shape = (16, 16, 16)
+
+    def __init__(self, path: Path | None = None):
+        from . import micro
+
+        self.micro = micro.load_micro(path or micro.WEIGHTS)
+        unet = self.micro.unet
+
+        def predict(x: Tensor, timestep: Tensor, cond: Sequence[Tensor]) -> Tensor:
+            return micro.velocity(unet, x, timestep, torch.stack(list(cond)))
+
+        super().__init__(unet, FlowDenoiser(predict, torch.device("cpu")), layout_of(unet.config))  # type: ignore[arg-type]
+
+    def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        from .micro import PATCH
+
+        latents = []
+        for picture in pictures:
+            height, width = (side // PATCH * PATCH for side in picture.shape[:2])
+            pixels = picture[:height, :width].movedim(-1, 0).float() * 2 - 1
+            latents.append(self.micro.vae.encode(pixels[None])[0])
+        return latents
+
+    @torch.no_grad()
+    def encode_captions(self, captions: Sequence[str]) -> list[Tensor]:
+        return list(self.micro.encode_text(list(captions)))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (n, 16, h, w) -> pictures (n, H, W, 3) in 0..1."""
+        return (self.micro.vae.decode(latents).movedim(1, -1) + 1) / 2

@@ -1,0 +1,1 @@
+"""Denoisers in k-diffusion's terms, noised batches, sampling."""

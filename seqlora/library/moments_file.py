@@ -1,0 +1,72 @@
+"""Second moments as a safetensors file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import SeqLoRAError
+from ..io.atomic import RESTORE
+from ..io.bounded_json import parse_json
+from ..io.safetensors_file import MAX_HEADER, read_tensors, write_tensors
+from ..method.moments import EXACT_WIDTH, SKETCH_RANK, Moment, Moments
+
+FELT = ".felt"  # after the layer's name
+
+
+def tensors_of(moments: Moments) -> dict[str, Tensor]:
+    """By name: `<input>.sketch`, `<layer>.felt.sketch` and so on."""
+    tensors: dict[str, Tensor] = {}
+    for name, moment in [*moments.by_input.items(), *((f"{layer}{FELT}", gamma) for layer, gamma in moments.felt.items())]:
+        tensors[f"{name}.sketch"], tensors[f"{name}.diagonal"] = moment.sketch, moment.diagonal
+    return tensors
+
+
+def write_moments(path: Path, moments: Moments) -> str:
+    """Returns the file's sha256."""
+    about = {"input_of": json.dumps(moments.input_of), "output_energy": json.dumps(moments.output_energy)}
+    return write_tensors(path, tensors_of(moments), about)
+
+
+def read_moments(
+    path: Path, layers: Mapping[str, Sequence[int]], sha256: str, advice: str = RESTORE, felt: bool = False
+) -> Moments:
+    """With `felt`, also what the output feels of each layer, as the base model's own moments have it.
+
+    Raises SeqLoRAError, with the advice, unless this is that file and has a moment of the right size for each layer.
+    """
+    limit = MAX_HEADER + sum(4 * side * (_columns(side) + 1) for shape in layers.values() for side in shape)
+    tensors, about = read_tensors(path, limit, advice, sha256)
+    try:
+        input_of, energy = (parse_json(about[key]) for key in ("input_of", "output_energy"))
+        by_input = {}
+        for layer, (_, n) in layers.items():
+            name = input_of[layer]
+            by_input[name] = _moment(tensors, name, n)
+            if not 0 <= float(energy[layer]) < math.inf:
+                raise ValueError(f"energy of layer {layer}")
+        gammas = {layer: _moment(tensors, f"{layer}{FELT}", m) for layer, (m, _) in layers.items()} if felt else {}
+        inputs, energies = {name: input_of[name] for name in layers}, {name: float(energy[name]) for name in layers}
+        return Moments(by_input, inputs, energies, gammas)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SeqLoRAError(f"{path} holds no moments of this library's model ({error}); {advice}.") from error
+
+
+def _columns(width: int) -> int:
+    return width if width <= EXACT_WIDTH else SKETCH_RANK
+
+
+def _moment(tensors: Mapping[str, Tensor], name: str, width: int) -> Moment:
+    sketch, diagonal = tensors[f"{name}.sketch"], tensors[f"{name}.diagonal"]
+    return Moment(_checked(sketch, width, _columns(width)), _checked(diagonal, width))
+
+
+def _checked(tensor: Tensor, *shape: int) -> Tensor:
+    if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.isfinite().all():
+        raise ValueError(f"a {tuple(tensor.shape)} of {tensor.dtype}, or what is no number")
+    return tensor

@@ -1,0 +1,137 @@
+"""How adapters are stacked by shape, and how they attach without touching a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .types import Concept, Pair
+
+
+class Stack:
+    """All layers of one shape: A is (layers, m, r), B is (layers, n, r), fp32 masters with gradients beside them.
+
+    The optimiser works on the whole stack at once; each layer's forward uses its slice, and autograd adds into the slice of
+    the gradient. Where layers compute in bf16 the slices are of a bf16 copy, renewed once a step.
+    """
+
+    def __init__(self, names: Sequence[str], A: Tensor, B: Tensor, dtype: torch.dtype = torch.float32):
+        self.names = list(names)
+        self.A, self.B, self.dtype = A, B, dtype
+        self.A.grad, self.B.grad = torch.zeros_like(A), torch.zeros_like(B)
+        self._live_A, self._live_B = self._live(A), self._live(B)
+        self.A_of, self.B_of = self._slices(self._live_A), self._slices(self._live_B)
+
+    def _live(self, master: Tensor) -> Tensor:
+        if self.dtype == master.dtype:
+            return master
+        live = master.to(self.dtype)
+        live.grad = torch.zeros_like(live)
+        return live
+
+    def _slices(self, stacked: Tensor) -> dict[str, Tensor]:
+        slices = {}
+        for i, name in enumerate(self.names):
+            part = stacked.detach()[i].requires_grad_()
+            part.grad = stacked.grad[i]  # type: ignore[index]
+            slices[name] = part
+        return slices
+
+    def renew(self) -> None:
+        """Brings the compute copy up to date after the masters moved."""
+        if self._live_A is not self.A:
+            self._live_A.copy_(self.A)
+            self._live_B.copy_(self.B)
+
+    def gather(self) -> None:
+        """Brings the gradients to the masters after a backward."""
+        if self._live_A is not self.A:
+            self.A.grad.copy_(self._live_A.grad)  # type: ignore[union-attr,arg-type]
+            self.B.grad.copy_(self._live_B.grad)  # type: ignore[union-attr,arg-type]
+
+    def zero_grad(self) -> None:
+        for tensor in (self.A, self.B, self._live_A, self._live_B):
+            tensor.grad.zero_()  # type: ignore[union-attr]
+
+    def pairs(self) -> dict[str, Pair]:
+        """The layers' pairs, copied to the CPU in fp32."""
+        A, B = self.A.detach().float().cpu(), self.B.detach().float().cpu()
+        return {name: Pair(A[i].clone(), B[i].clone()) for i, name in enumerate(self.names)}
+
+
+@dataclass
+class ContextStack:
+    """The earlier concepts on the layers of one stack: A (layers, m, R), B (layers, n, R), columns in blocks by concept."""
+
+    names: list[str]
+    A: Tensor
+    B: Tensor
+    columns: list[Tensor]  # per concept
+
+
+class Context:
+    """Earlier concepts that are on while a new one is trained: one concatenated adapter per layer, drawn anew now and then."""
+
+    def __init__(self, stacks: Sequence[Stack], earlier: Sequence[Concept]):
+        self.count = len(earlier)
+        self.on: dict[str, tuple[Tensor, Tensor]] = {}
+        self._stacks = [self._gather(stack, earlier) for stack in stacks] if earlier else []
+
+    @staticmethod
+    def _gather(stack: Stack, earlier: Sequence[Concept]) -> ContextStack:
+        layers, m, n = len(stack.names), stack.A.shape[1], stack.B.shape[1]
+        As, Bs, columns, start = [], [], [], 0
+        for concept in earlier:
+            rank = max((concept[name].B.shape[1] for name in stack.names if name in concept), default=0)
+            A, B = torch.zeros(layers, m, rank), torch.zeros(layers, n, rank)
+            for i, name in enumerate(stack.names):
+                if name in concept:
+                    pair = concept[name]
+                    A[i, :, : pair.A.shape[1]], B[i, :, : pair.B.shape[1]] = pair.A, pair.B
+            As.append(A)
+            Bs.append(B)
+            columns.append(torch.arange(start, start + rank))
+            start += rank
+        device, dtype = stack.A.device, stack.dtype
+        return ContextStack(stack.names, torch.cat(As, 2).to(device, dtype), torch.cat(Bs, 2).to(device, dtype), columns)
+
+    def draw(self, chosen: Sequence[int]) -> None:
+        """Turns exactly these earlier concepts on."""
+        self.on = {}
+        for stack in self._stacks:
+            picked = torch.cat([stack.columns[i] for i in chosen]) if chosen else torch.empty(0, dtype=torch.long)
+            if not len(picked):
+                continue
+            picked = picked.to(stack.A.device)
+            A, B = stack.A.index_select(2, picked), stack.B.index_select(2, picked)
+            self.on |= {name: (A[i], B[i]) for i, name in enumerate(stack.names)}
+
+
+@contextmanager
+def attached(layers: Mapping[str, nn.Module], stacks: Sequence[Stack], context: Context | None = None) -> Iterator[None]:
+    """While open, every layer's output has A B' x added, and the context's; no weight is touched."""
+    pairs = {name: (stack.A_of[name], stack.B_of[name]) for stack in stacks for name in stack.names}
+
+    def hook(name: str) -> Callable[..., Tensor]:
+        A, B = pairs[name]
+
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = args[0].to(B.dtype)
+            change = (x @ B) @ A.mT
+            if context is not None and name in context.on:
+                earlier_A, earlier_B = context.on[name]
+                change = change + (x @ earlier_B) @ earlier_A.mT
+            return output + change.to(output.dtype)
+
+        return add
+
+    handles = [layers[name].register_forward_hook(hook(name)) for name in pairs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

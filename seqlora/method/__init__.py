@@ -1,0 +1,1 @@
+"""SeqLoRA itself: reads like the paper."""

@@ -1,0 +1,22 @@
+"""A taught concept, before it is filed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..lora.types import Pair
+from .moments import Moments
+
+
+@dataclass
+class Trained:
+    """A taught concept."""
+
+    pairs: dict[str, Pair]
+    moments: Moments  # C_t
+    full_layers: list[str]  # had no room left: trained without the hard complement
+    steps: int = 0  # fewer than were asked for where the training was ended early
+    losses: list[float] = field(default_factory=list)
+    penalties: list[float] = field(default_factory=list)
+    residuals: list[float] = field(default_factory=list)  # of the lower level: norm of dL/dA
+    gradients: list[float] = field(default_factory=list)  # of the upper level: norm of the Riemannian gradient

@@ -1,0 +1,1 @@
+"""What the concepts of a library do to each other, as figures and as one picture."""

@@ -1,0 +1,76 @@
+"""What the layers see of a concept, and of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.batches import Batch, Batches
+from ..diffusion.denoiser import Denoiser, expand
+from ..diffusion.sampling import path
+from ..method.moments import Moments, Recorder
+from .progress import Progress
+
+MEASURED_SAMPLES = 48  # noised pictures behind a concept's moments
+FELT_EVERY = 2  # sampling steps between two probes of what the output feels
+
+
+def measure(
+    denoiser: Denoiser, layers: Mapping[str, nn.Module], batches: Iterable[Batch], count: int
+) -> Generator[Progress, None, Moments]:
+    """Moments of the layers' inputs on noised training pictures, on the bare model."""
+    recorder = Recorder(layers)
+    for done, batch in enumerate(batches, 1):
+        with torch.no_grad(), recorder.attached():
+            denoiser(denoiser.add_noise(batch.x0, batch.noise, batch.sigma), batch.sigma, batch.cond)
+        yield Progress("measuring", done, count)
+    return recorder.moments()
+
+
+def measure_concept(
+    denoiser: Denoiser, layers: Mapping[str, nn.Module], batches: Batches
+) -> Generator[Progress, None, Moments]:
+    """C_t, from the first batches of a training."""
+    forwards = -(-MEASURED_SAMPLES // batches.size)
+    return measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
+
+
+def measure_prior(
+    denoiser: Denoiser,
+    layers: Mapping[str, nn.Module],
+    shape: Sequence[int],
+    conds: Sequence[Any],
+    uncond: Any,
+    seed: int = 0,
+    steps: int = 6,
+    batch_size: int = 4,
+) -> Generator[Progress, None, Moments]:
+    """G and Gamma: moments along the model's own sampling of generic captions and the empty prompt; needs no data set."""
+    generator = torch.Generator().manual_seed(seed)
+    recorder = Recorder(layers)
+    count = -(-len(conds) // batch_size)
+    for done in range(count):
+        chosen = conds[done * batch_size : (done + 1) * batch_size]
+        noise = torch.randn(len(chosen), *shape, generator=generator)
+        with recorder.attached():
+            states = list(path(denoiser, noise, chosen, [uncond] * len(chosen), steps=steps))[:-1]
+            for turn, (x, sigma) in enumerate(states[::FELT_EVERY]):
+                one = turn % len(chosen)
+                _feel(denoiser, recorder, x[one : one + 1], sigma[None], chosen[one : one + 1], generator)
+        yield Progress("measuring", done + 1, count)
+    return recorder.moments()
+
+
+def _feel(
+    denoiser: Denoiser, recorder: Recorder, x: Tensor, sigma: Tensor, cond: Sequence[Any], generator: torch.Generator
+) -> None:
+    """Sends unit noise back from the weighted prediction; one picture at a time needs no more memory than training."""
+    recorder.feeling = True
+    with torch.enable_grad():
+        predicted = denoiser(x, sigma, cond)
+        probe = torch.randn(x.shape, generator=generator).to(predicted)
+        (predicted * probe * expand(denoiser.loss_weight(sigma).sqrt(), x)).sum().backward()
+    recorder.feeling = False

@@ -1,0 +1,65 @@
+"""A concept between two steps of its training, for whoever watches. Looking costs what it costs when somebody looks, and
+changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..lora.attach import Context, Stack
+from ..lora.types import Concept
+from ..method.moments import Moment, Moments
+
+
+@dataclass
+class Live:
+    stacks: Sequence[Stack]
+    context: Context
+    earlier: Sequence[Concept]
+    own: Moments  # what the layers see of this concept's pictures
+    others: Moments | None  # of all earlier concepts' pictures together
+    prior: Moments | None  # of which `felt` weighs the layers' outputs
+
+    @torch.no_grad()
+    def figures(self) -> tuple[float, float | None]:
+        """Largest entry of |B_i'B| with any earlier concept i and of |B'B - I|; and the crosstalk: what the concept changes on
+        the earlier ones' inputs, on average over these, over what it changes on its own, tr(Gamma A B' C B A') summed over
+        layers (without the base model's moments Gamma = I). None where there is nothing earlier, or no moments of it.
+        """
+        worst, there, here = 0.0, 0.0, 0.0
+        felt = self.prior.felt if self.prior else {}
+        for name, (A, B) in ((name, pair) for stack in self.stacks for name, pair in stack.pairs().items()):
+            gram = B.mT @ B
+            gram.diagonal().sub_(1)
+            entries = [gram, *(concept[name].B.mT @ B for concept in self.earlier if name in concept)]
+            worst = max(worst, *(float(entry.abs().max()) for entry in entries))
+            if self.earlier and self.others is not None:
+                change = seen_through(felt[name], A) if name in felt else A.mT @ A
+                there += float((change * seen_through(self.others[name], B)).sum())
+                here += float((change * seen_through(self.own[name], B)).sum())
+        return worst, there / here / len(self.earlier) if here > 0 else None
+
+    @contextmanager
+    def beside_all(self) -> Iterator[None]:
+        """While open, the model draws with this concept and all earlier ones, as it will where all of them are applied."""
+        context, before = self.context, self.context.on
+        whole = context if context.count == len(self.earlier) else Context(self.stacks, self.earlier)
+        try:
+            whole.draw(range(whole.count))
+            context.on = whole.on
+            yield
+        finally:
+            context.on = before
+
+
+def seen_through(moment: Moment, B: Tensor) -> Tensor:
+    """B'CB, (r, r). Of an exact moment without its factor, which would take longer than all the rest."""
+    if moment.exact:
+        return B.mT @ (moment.sketch @ B)
+    factor, diagonal = moment.factor()
+    seen = factor.mT @ B.double()
+    return (seen.mT @ seen + B.double().mT @ (diagonal[:, None] * B)).to(B)

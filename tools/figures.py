@@ -1,0 +1,127 @@
+"""Writes docs/figures.md and the pictures beside it: every figure that the documents quote, computed now.
+
+    . tools/env.sh && .venv/bin/python tools/figures.py
+
+Takes about a quarter of an hour on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from seqlora.demo.demo_model import DemoModel
+from seqlora.demo.run_demo import DEMO_SETTINGS, demo_concepts, run_demo, summary, teach_all
+from seqlora.library.export import export_composed
+from seqlora.library.store import Library
+from seqlora.lora.compose import compose
+from seqlora.lora.formats import from_native
+from seqlora.lora.types import Pair
+from seqlora.method.metrics import basis_error
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "docs" / "figures.md"
+
+
+def base_accuracy(limit: int | None) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate_micro_model.py")]
+    if limit:
+        command += ["--limit", str(limit)]
+    else:
+        command += ["--sheet", "docs/pictures/base_samples.png"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+
+def demo() -> str:
+    figures = run_demo(ROOT / "build" / "demo")
+    shutil.copy(ROOT / "build" / "demo" / "demo.png", ROOT / "docs" / "pictures" / "demo.png")
+    return summary(figures)
+
+
+def orthogonality(library: Library) -> str:
+    """After 16 concepts: in the fp32 files of the library and in fp16 exports of each."""
+    stored = [library.load(name) for name in library.names]
+    exported = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in library.names:
+            path = export_composed(library, {name: 1.0}, Path(folder) / f"{len(exported)}.safetensors", "comfyui", "fp16")
+            exported.append(from_native(load_file(path)))
+    lines = [f"{len(stored)} concepts on the demo model"]
+    for what, concepts in (("fp32 files", stored), ("fp16 exports", exported)):
+        across, within = basis_error(concepts)
+        lines.append(f"{what:14} max |B_i'B_j| = {across:.1e}   max |B_i'B_i - I| = {within:.1e}")
+    return "\n".join(lines)
+
+
+def composition_error(library: Library) -> str:
+    """The concatenated adapter against the float64 sum of s_i A_i B_i', relative, the worst layer."""
+    concepts = [library.load(name) for name in library.names]
+    strengths = [0.5 + i / len(concepts) for i in range(len(concepts))]
+    composed = compose(list(zip(concepts, strengths, strict=True)))
+    worst = 0.0
+    for layer, pair in composed.items():
+        total = sum(s * _change(c[layer]) for c, s in zip(concepts, strengths, strict=True))
+        found = pair.A @ pair.B.mT
+        worst = max(worst, float((found.double() - total).norm() / total.norm()))
+    return f"largest relative error of a layer's sum of {len(concepts)} concepts: {worst:.1e}"
+
+
+def _change(pair: Pair) -> torch.Tensor:
+    return pair.A.double() @ pair.B.double().mT
+
+
+def step_cost() -> str:
+    command = [sys.executable, "-m", "benchmarks.step_cost"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=int, help="base emoji to sample (all, and the sample sheet, if not given)")
+    args = parser.parse_args()
+    processor = (
+        re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    )
+    parts = {
+        "Base model: emoji named right by the classifier, sampled from their captions": lambda: base_accuracy(args.limit),
+        "`seqlora demo`": demo,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        model = DemoModel()
+        sixteen = demo_concepts(16, 1)
+        taught: list[Library] = []
+
+        def sixteen_concepts() -> Library:
+            if not taught:
+                settings = DEMO_SETTINGS.with_(steps=20)
+                taught.append(teach_all(Path(folder) / "sixteen", sixteen, settings, model, 4, lambda *_: None))
+            return taught[0]
+
+        parts["Orthogonality"] = lambda: orthogonality(sixteen_concepts())
+        parts["Composition"] = lambda: composition_error(sixteen_concepts())
+        parts["Cost of a training step (`make bench-step`; steps taken in turn)"] = step_cost
+        page = ["# Figures", "", "Written by `python tools/figures.py`; not edited by hand.", ""]
+        page += [
+            f"{processor.group(1) if processor else platform.machine()}, {torch.get_num_threads()} threads, torch "
+            f"{torch.__version__}, no GPU.",
+            "",
+        ]
+        for title, compute in parts.items():
+            print(title, flush=True)
+            text = compute()
+            print(text, flush=True)
+            page += [f"## {title}", "", "```", text, "```", ""]
+    OUT.write_text("\n".join(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
