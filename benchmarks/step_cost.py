@@ -20,14 +20,14 @@ from seqlora.diffusion.denoiser import Denoiser
 from seqlora.lora.targets import layer_shapes
 from seqlora.lora.types import Concept
 from seqlora.method.moments import Moments
-from seqlora.method.trained import Trained
+from seqlora.method.trained import TrainedConcept
 from seqlora.settings import Settings, method_settings
 from seqlora.training.measure import measure_prior
-from seqlora.training.progress import Steps, finish
+from seqlora.training.progress import TrainingSteps, run_to_end
 from seqlora.training.trainer import train_concept
 
 
-def step_seconds(runs: Mapping[str, Steps[Trained]], steps: int) -> dict[str, float]:
+def step_seconds(runs: Mapping[str, TrainingSteps[TrainedConcept]], steps: int) -> dict[str, float]:
     """Median seconds of a training step of each run; closes them. After all have begun to train they take turns, so that a slow
     moment of the machine hits all of them."""
     for run in runs.values():
@@ -86,13 +86,13 @@ def compare_after(
     concepts: int = 8,
 ) -> dict[str, float]:
     """`compare` for a library that holds `concepts` concepts (taught for a moment: their values do not change the cost)."""
-    prior = finish(measure_prior(denoiser, layers, shape, generic, uncond, steps=2))
+    prior = run_to_end(measure_prior(denoiser, layers, shape, generic, uncond, steps=2))
     ranks = {name: rank for name in layer_shapes(layers)}
     earlier: list[Concept] = []
     moments: Moments | None = None
     for seed in range(concepts):
         settings = Settings(steps=1, batch_size=2, learning_rate=1e-3, seed=seed, context="modular")
-        trained = finish(train_concept(denoiser, layers, examples, settings, ranks, earlier, prior, moments))
+        trained = run_to_end(train_concept(denoiser, layers, examples, settings, ranks, earlier, prior, moments))
         earlier.append(trained.pairs)
         moments = trained.moments if moments is None else moments + trained.moments
     return compare(denoiser, layers, examples, prior, rank, batch_size, steps, earlier, moments)
@@ -106,14 +106,14 @@ def describe(title: str, result: Mapping[str, float]) -> str:
 
 def main() -> None:
     from seqlora.demo.demo_model import DemoModel
-    from seqlora.demo.run_demo import demo_concepts, lesson_of
+    from seqlora.demo.run_demo import demo_concepts, request_of
     from tests.support.hosts import find_host, run_in_host
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
     args = parser.parse_args()
     model = DemoModel()
-    lesson = lesson_of(demo_concepts(1, 0)[0])
+    lesson = request_of(demo_concepts(1, 0)[0])
     examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(lesson.captions))
     uncond, *generic = model.encode_captions(["", *model.generic_captions[:4]])
     result = compare_after(

@@ -14,8 +14,8 @@ from ..seqlora.errors import SeqLoRAError
 from ..seqlora.settings import METHODS, Settings, method_settings
 from ..seqlora.training.checkpoint import MINUTES
 from ..seqlora.training.progress import Progress
-from ..seqlora.training.request import Lesson, check_lesson
-from ..seqlora.training.train import Taught, about, teach
+from ..seqlora.training.request import TrainingRequest, check_request
+from ..seqlora.training.train import TrainResult, about, teach
 from . import host
 from .library import LibraryHandle, LibraryType, tell_changed
 from .server import training_status
@@ -205,7 +205,7 @@ class TrainConcept(io.ComfyNode):
     def execute(cls, images: list[Tensor], captions: list[str] | None = None, **given: list[Any]) -> io.NodeOutput:
         only = {name: values[0] for name, values in given.items()}  # is_input_list makes a list of every input
         pictures = split_pictures(images)
-        lesson = Lesson(
+        lesson = TrainingRequest(
             only.pop("concept_name"),
             only.pop("trigger"),
             only.pop("class_word"),
@@ -222,9 +222,9 @@ class TrainConcept(io.ComfyNode):
         node = cls.hidden.unique_id
         names = (handle.name, lesson.name.strip(), lesson.trigger.strip())
         with training_status.watched(node, workflow_id(cls.hidden.extra_pnginfo), *names) as training:
-            library, lesson = handle.open(), check_lesson(lesson)  # before the host reads or moves a model
+            library, lesson = handle.open(), check_request(lesson)  # before the host reads or moves a model
             with host.training_model(model, clip, vae, less_memory) as taught_model:
-                lesson = replace(lesson, pictures=host.ordinary(lesson.pictures))
+                lesson = replace(lesson, pictures=host.without_inference_mode(lesson.pictures))
                 previews = Previews(training.names["id"], taught_model, library.path, lesson, every, prompt)
 
                 def follow(progress: Progress) -> str | None:
@@ -269,7 +269,7 @@ def split_captions(captions: Sequence[str], count: int) -> tuple[str, ...]:
     return tuple(captions) if any(caption.strip() for caption in captions) else ()
 
 
-def summary(taught: Taught) -> str:
+def summary(taught: TrainResult) -> str:
     record, library, figures = taught.record, taught.library, taught.report
     subject = f"{record.trigger} {record.class_word}".strip()
     lines = [f"{record.name}: write '{subject}' in prompts"]

@@ -25,7 +25,7 @@ from seqlora.library.export import export_composed
 from seqlora.library.store import Library
 from seqlora.lora.compose import compose
 from seqlora.lora.formats import from_native
-from seqlora.lora.types import Pair
+from seqlora.lora.types import LoRAPair
 from seqlora.method.metrics import basis_error
 
 ROOT = Path(__file__).parents[1]
@@ -70,13 +70,13 @@ def composition_error(library: Library) -> str:
     worst = 0.0
     for layer, pair in composed.items():
         total = sum(s * _change(c[layer]) for c, s in zip(concepts, strengths, strict=True))
-        found = pair.A @ pair.B.mT
+        found = pair.up @ pair.basis.mT
         worst = max(worst, float((found.double() - total).norm() / total.norm()))
     return f"largest relative error of a layer's sum of {len(concepts)} concepts: {worst:.1e}"
 
 
-def _change(pair: Pair) -> torch.Tensor:
-    return pair.A.double() @ pair.B.double().mT
+def _change(pair: LoRAPair) -> torch.Tensor:
+    return pair.up.double() @ pair.basis.double().mT
 
 
 def step_cost() -> str:

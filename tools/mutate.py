@@ -205,8 +205,8 @@ MUTATIONS = [
     Mutation(
         "take in another version",
         "upkeep.py",
-        "if record.id == other.id or likeness",
-        "if False and likeness",
+        "if record.id == other.id or collision_key",
+        "if False and collision_key",
         "test_library_upkeep",
     ),
     Mutation(

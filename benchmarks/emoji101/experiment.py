@@ -25,7 +25,7 @@ from seqlora.method.basis import contrastive_basis
 from seqlora.method.bound import check_bound, residual_interference
 from seqlora.method.moments import Moments
 from seqlora.training.measure import measure, measure_concept
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 from seqlora.training.trainer import RECORDED
 
 from . import measures, subjects
@@ -80,7 +80,7 @@ class Bench:
         for number, emoji in enumerate(subjects.tuning_concepts(CHECKED)):
             rng = torch.Generator().manual_seed(number)
             batches = Batches(subjects.training_examples(self.model, emoji, 0), self.model.denoiser, BATCH_SIZE, rng)
-            own = finish(measure_concept(self.model.denoiser, layers, batches))
+            own = run_to_end(measure_concept(self.model.denoiser, layers, batches))
             for name in layers:
                 nothing = torch.zeros(own[name].width, 0, dtype=torch.float64)
                 B = contrastive_basis(own[name], self.prior[name], 1, nothing, rng)
@@ -157,7 +157,7 @@ class Bench:
             "residual": [[r.basis, r.disturbance] for r in residual_interference(concepts[:16], moments[:16])],
             "subset pairs": self.subsets(lessons, seed),
             "pairs": self.pairs(lessons, seed),
-            "bytes": sum(p.A.numel() * 4 + p.B.numel() * 4 for p in concepts[0].values()),
+            "bytes": sum(p.up.numel() * 4 + p.basis.numel() * 4 for p in concepts[0].values()),
             "curves": {name: [about[name] for about in lessons.about[:16] if name in about] for name in RECORDED},
         }
 
@@ -218,7 +218,7 @@ class Bench:
             examples = subjects.held_out_examples(self.model, lessons.emoji[j])
             others = subjects.examples(self.model, lessons.emoji[j], subjects.HELD_OUT, 9002)
             batches = Batches(others, self.model.denoiser, 8, torch.Generator().manual_seed(j))
-            unseen = finish(measure(self.model.denoiser, layers, (batches.next() for _ in range(8)), 8))
+            unseen = run_to_end(measure(self.model.denoiser, layers, (batches.next() for _ in range(8)), 8))
             for source, moments in (("as stored", lessons.moments[j]), ("measured on other unseen pictures", unseen)):
                 again = Batches(examples, self.model.denoiser, 8, torch.Generator().manual_seed(100 + j))
                 checks = check_bound(

@@ -12,7 +12,7 @@ from seqlora.demo.classifier import load_classifier
 from seqlora.demo.pictures import Emoji
 from seqlora.diffusion.batches import Examples
 from seqlora.diffusion.sampling import euler
-from seqlora.lora.types import Pair
+from seqlora.lora.types import LoRAPair
 
 from . import subjects
 
@@ -24,7 +24,7 @@ BASE_EMOJI = 192
 
 
 @torch.no_grad()
-def draw(model: HeadlessModel, composed: Mapping[str, Pair], prompts: Sequence[str], samples: int = SAMPLES) -> Tensor:
+def draw(model: HeadlessModel, composed: Mapping[str, LoRAPair], prompts: Sequence[str], samples: int = SAMPLES) -> Tensor:
     """Pictures (prompts, samples, 3, H, W) in -1..1. A prompt gets the same noise whatever is asked beside it."""
     conds = [cond for cond in model.encode_captions(prompts) for _ in range(samples)]  # type: ignore[attr-defined]
     uncond = model.encode_captions([""])  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def judge(pictures: Tensor, wanted: Sequence[Emoji], among: Tensor, places: Sequ
 
 
 @torch.no_grad()
-def denoising(model: HeadlessModel, composed: Mapping[str, Pair], examples: Examples) -> list[float]:
+def denoising(model: HeadlessModel, composed: Mapping[str, LoRAPair], examples: Examples) -> list[float]:
     """Mean squared velocity error on held-out pictures with fixed noise, at each of TIMES."""
     denoiser, count = model.denoiser, len(examples.latents)
     x0 = torch.stack(list(examples.latents))
@@ -68,7 +68,7 @@ def denoising(model: HeadlessModel, composed: Mapping[str, Pair], examples: Exam
     return error.unflatten(0, (len(TIMES), count)).mean(1).tolist()
 
 
-def base_accuracy(model: HeadlessModel, composed: Mapping[str, Pair]) -> float:
+def base_accuracy(model: HeadlessModel, composed: Mapping[str, LoRAPair]) -> float:
     """Share of base emoji that are still named right among all 720; always the same ones, so that runs can be compared."""
     emoji = subjects.base_emoji(BASE_EMOJI)
     pictures = draw(model, composed, [subjects.base_prompt(e) for e in emoji], 1)

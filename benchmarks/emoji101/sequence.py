@@ -17,12 +17,12 @@ from seqlora.io.safetensors_file import read_tensors, write_tensors
 from seqlora.library.store import request_hash
 from seqlora.lora.compose import compose
 from seqlora.lora.formats import from_native, to_native
-from seqlora.lora.types import Pair
+from seqlora.lora.types import LoRAPair
 from seqlora.method.moments import Moments
-from seqlora.method.trained import Trained
+from seqlora.method.trained import TrainedConcept
 from seqlora.settings import Settings
 from seqlora.training.measure import measure_concept, measure_prior
-from seqlora.training.progress import Progress, finish
+from seqlora.training.progress import Progress, run_to_end
 from seqlora.training.trainer import RECORDED, train_concept
 
 from . import subjects
@@ -36,7 +36,7 @@ class Lessons:
     """What a run has taught so far."""
 
     emoji: list[Emoji]
-    concepts: list[dict[str, Pair]] = field(default_factory=list)
+    concepts: list[dict[str, LoRAPair]] = field(default_factory=list)
     moments: list[Moments] = field(default_factory=list)
     about: list[dict] = field(default_factory=list)  # losses, seconds, full layers of each
     together: bool = False  # one adapter holds all of them
@@ -45,7 +45,7 @@ class Lessons:
     def taught(self) -> list[Emoji]:
         return self.emoji if self.together else self.emoji[: len(self.concepts)]
 
-    def composed(self) -> dict[str, Pair]:
+    def composed(self) -> dict[str, LoRAPair]:
         """All concepts so far, summed."""
         return compose([(concept, 1.0) for concept in self.concepts])
 
@@ -84,7 +84,7 @@ class Run:
                 batches = Batches(
                     examples, self.model.denoiser, settings.batch_size, torch.Generator().manual_seed(settings.seed)
                 )
-                moments = finish(measure_concept(self.model.denoiser, layers, batches))
+                moments = run_to_end(measure_concept(self.model.denoiser, layers, batches))
             else:
                 trained, about = timed(
                     train_concept(
@@ -126,7 +126,7 @@ class Run:
         return lessons
 
 
-def timed(run: Generator[Progress, None, Trained]) -> tuple[Trained, dict]:
+def timed(run: Generator[Progress, None, TrainedConcept]) -> tuple[TrainedConcept, dict]:
     """Runs a training to its end; also what it says of itself, with the median seconds of its steps."""
     seconds: list[float] = []
     last = time.process_time()  # not the clock: runs share the machine's cores
@@ -138,7 +138,7 @@ def timed(run: Generator[Progress, None, Trained]) -> tuple[Trained, dict]:
             seconds.append(now - last)
         last = now
 
-    trained = finish(run, tell)
+    trained = run_to_end(run, tell)
     return trained, {
         **{name: getattr(trained, name) for name in RECORDED},
         "full_layers": len(trained.full_layers),
@@ -146,18 +146,18 @@ def timed(run: Generator[Progress, None, Trained]) -> tuple[Trained, dict]:
     }
 
 
-def write_concept(path: Path, pairs: dict[str, Pair], about: dict) -> None:
+def write_concept(path: Path, pairs: dict[str, LoRAPair], about: dict) -> None:
     write_tensors(path, to_native(pairs), {"about": json.dumps(about)})
 
 
-def read_concept(path: Path) -> tuple[dict[str, Pair], dict]:
+def read_concept(path: Path) -> tuple[dict[str, LoRAPair], dict]:
     tensors, metadata = read_tensors(path, MAX_CONCEPT)
     return from_native(tensors), json.loads(metadata["about"])
 
 
 def prior_of(model: HeadlessModel) -> Moments:
     uncond, *generic = model.encode_captions(["", *model.generic_captions])  # type: ignore[attr-defined]
-    return finish(measure_prior(model.denoiser, model.layers(TARGETS), model.latent_shape, generic, uncond))
+    return run_to_end(measure_prior(model.denoiser, model.layers(TARGETS), model.latent_shape, generic, uncond))
 
 
 def run_key(settings: Settings, ranks: Mapping[str, int], planned: int) -> str:

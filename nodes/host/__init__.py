@@ -8,7 +8,7 @@ from __future__ import annotations
 from .apply import apply_adapter
 from .denoiser import Caption, HostDenoiser
 from .folders import library_names, library_path, next_lora_path, preview_folder, register_folder
-from .gradients import checkpointed, norms_keep_inputs, ordinary, ordinary_weights, transformer_blocks
+from .gradients import checkpointed, clone_norm_inputs, replace_inference_tensors, transformer_blocks, without_inference_mode
 from .model import HostModel, fingerprint, has_accelerator, training_model
 from .progress import Interrupted, add_routes, describe, run_with_progress, say, send
 
@@ -26,9 +26,9 @@ __all__ = [
     "library_names",
     "library_path",
     "next_lora_path",
-    "norms_keep_inputs",
-    "ordinary",
-    "ordinary_weights",
+    "clone_norm_inputs",
+    "without_inference_mode",
+    "replace_inference_tensors",
     "preview_folder",
     "register_folder",
     "run_with_progress",

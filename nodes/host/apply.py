@@ -17,10 +17,10 @@ import comfy.utils
 import comfy.weight_adapter
 
 from ...seqlora.errors import SeqLoRAError
-from ...seqlora.lora.types import Pair
+from ...seqlora.lora.types import LoRAPair
 
 
-def apply_adapter(model: Any, composed: Mapping[str, Pair], strength: float) -> Any:
+def apply_adapter(model: Any, composed: Mapping[str, LoRAPair], strength: float) -> Any:
     """A clone of MODEL with one LoRA patch per weight; what the host does with any LoRA, once.
 
     Raises SeqLoRAError naming the first layer that the model lacks or whose shape differs.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...seqlora.diffusion.denoiser import flow_weight, from_table, logit_normal, min_snr_weight
 from ...seqlora.errors import SeqLoRAError
-from .gradients import _plain_attention, ordinary_weights
+from .gradients import _plain_attention, replace_inference_tensors
 
 
 @dataclass(eq=False)
@@ -106,5 +106,5 @@ class HostDenoiser:
         if getattr(self.model, "model_lowvram", False):
             raise SeqLoRAError("The model does not fit into this device's memory as a whole; use a smaller or quantised one.")
         self.patcher.pre_run()
-        ordinary_weights(self.model)
+        replace_inference_tensors(self.model)
         self.loaded = True

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
-def ordinary_weights(module: nn.Module) -> None:
+def replace_inference_tensors(module: nn.Module) -> None:
     """Replaces inference tensors among the parameters and buffers by equal ordinary ones, one at a time.
 
     Must run outside of inference mode. Modules keep their identity and every value its bits, so nothing needs undoing; the
@@ -36,14 +36,14 @@ def ordinary_weights(module: nn.Module) -> None:
                 part._buffers[name] = buffer.clone()
 
 
-def ordinary(value: Any) -> Any:
+def without_inference_mode(value: Any) -> Any:
     """The same outside of inference mode: tensors in it are copied."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: ordinary(part) for key, part in value.items()}
+        return {key: without_inference_mode(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(ordinary(part) for part in value)
+        return type(value)(without_inference_mode(part) for part in value)
     return value
 
 
@@ -63,7 +63,7 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def norms_keep_inputs(model: nn.Module) -> Iterator[None]:
+def clone_norm_inputs(model: nn.Module) -> Iterator[None]:
     """While open, norms work on copies. Some models (Flux) write into the stream that a norm has kept for its backward."""
 
     def copied(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -85,7 +85,7 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """While open, these blocks keep only their inputs and run again in the backward: less memory, about a third slower."""
     before = [(block, block.__dict__.get("forward")) for block in blocks]
     for block in blocks:
-        block.forward = _forgetful(block.forward)
+        block.forward = checkpointed_forward(block.forward)
     try:
         yield
     finally:
@@ -96,7 +96,7 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
                 block.forward = forward
 
 
-def _forgetful(forward: Any) -> Any:
+def checkpointed_forward(forward: Any) -> Any:
     def instead(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
@@ -110,18 +110,18 @@ def _forgetful(forward: Any) -> Any:
             again, named = tree_unflatten(filled, structure)
             return forward(*again, **named)
 
-        # The inputs of the first block need no gradient, but what is inside it does: something that asks for one.
-        asks = torch.zeros((), requires_grad=True)
-        return RunAgain.apply(run, asks, *[leaves[i] for i in places])
+        # The inputs of the first block need no gradient, but what is inside it does: something that grad_anchor for one.
+        grad_anchor = torch.zeros((), requires_grad=True)
+        return CheckpointFunction.apply(run, grad_anchor, *[leaves[i] for i in places])
 
     return instead
 
 
-class RunAgain(torch.autograd.Function):
+class CheckpointFunction(torch.autograd.Function):
     """Gradient checkpointing. PyTorch's own would not notice where a model writes over what its backward needs."""
 
     @staticmethod
-    def forward(ctx: Any, run: Any, asks: Tensor, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, run: Any, grad_anchor: Tensor, *tensors: Tensor) -> Any:
         ctx.run = run
         ctx.save_for_backward(*tensors)
         with torch.no_grad():

@@ -32,7 +32,7 @@ from ...seqlora.lora.targets import choose_layers
 from ...seqlora.training.captions import GENERIC_CAPTIONS
 from .demo_model import DemoConfig
 from .denoiser import Caption, HostDenoiser
-from .gradients import checkpointed, norms_keep_inputs, ordinary, transformer_blocks
+from .gradients import checkpointed, clone_norm_inputs, transformer_blocks, without_inference_mode
 
 DRAWING_STEPS = 12  # of a preview
 
@@ -60,7 +60,7 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
         patcher = _own_patcher(model)
         undo.callback(_let_go, patcher)
         taught = HostModel(patcher, model, clip, vae)
-        undo.enter_context(norms_keep_inputs(patcher.model.diffusion_model))
+        undo.enter_context(clone_norm_inputs(patcher.model.diffusion_model))
         if gradient_checkpointing:
             undo.enter_context(checkpointed(transformer_blocks(patcher.model.diffusion_model)))
         try:
@@ -147,7 +147,7 @@ class HostModel:
             with torch.inference_mode():
                 encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
             options = comfy.sampler_helpers.convert_cond(encoded[:1])[0]
-            known[text] = Caption(ordinary(options | self._extra))
+            known[text] = Caption(without_inference_mode(options | self._extra))
         return [known[text] for text in captions]
 
     def draw(self, prompts: Sequence[str], seed: int) -> list[Tensor]:
@@ -176,7 +176,9 @@ class HostModel:
             with torch.inference_mode():
                 encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
             extra = {"guidance": 3.5} if self._extra else {}
-            self._prompts[text] = [[ordinary(cond), ordinary(options) | extra] for cond, options in encoded]
+            self._prompts[text] = [
+                [without_inference_mode(cond), without_inference_mode(options) | extra] for cond, options in encoded
+            ]
         return self._prompts[text]
 
     def _guidance(self) -> float:

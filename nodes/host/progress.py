@@ -19,14 +19,14 @@ import comfy.utils
 import comfy.weight_adapter
 from server import PromptServer
 
-from ...seqlora.training.progress import Progress, Steps, finish
+from ...seqlora.training.progress import Progress, TrainingSteps, run_to_end
 
 TEXT_INTERVAL = 0.5  # seconds between status texts
 Interrupted = comfy.model_management.InterruptProcessingException
 
 
 def run_with_progress(
-    steps: Steps[Any], node_id: str | None, follow: Callable[[Progress], str | None] = lambda progress: None
+    steps: TrainingSteps[Any], node_id: str | None, follow: Callable[[Progress], str | None] = lambda progress: None
 ) -> Any:
     """Runs a training to its end, shows how far it is, and stops it when the user cancels. Returns its result."""
     bar, phase, said = None, "", 0.0
@@ -45,7 +45,7 @@ def run_with_progress(
         return follow(progress)
 
     try:
-        return finish(steps, tell)  # closes it, which takes the hooks off the model
+        return run_to_end(steps, tell)  # closes it, which takes the hooks off the model
     except Interrupted:
         if phase == "training":
             say(node_id, "cancelled; queue the same again to go on from here")

@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from ...seqlora.errors import SeqLoRAError
-from ...seqlora.library.store import MANIFEST, Library, Record, Turn
+from ...seqlora.library.store import MANIFEST, Library, LibraryLock, Record
 from ...seqlora.library.thumbnails import decode
 from ...seqlora.settings import method_of
 from .. import host
@@ -83,8 +83,8 @@ def found(library: Library, concept: str) -> Record:
 @contextmanager
 def writing(name: str) -> Iterator[Library]:
     """The library for a change that takes no time, unless a training holds it."""
-    turn = Turn(opened(name).path)
-    if not turn.comes(within=0):
+    turn = LibraryLock(opened(name).path)
+    if not turn.acquire(timeout=0):
         raise RefusedError(409, f"A training is writing to library '{name}'; wait until it ends or cancel it, then try again.")
     with turn as library:
         yield library

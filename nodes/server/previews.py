@@ -16,7 +16,7 @@ from torch import Tensor
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.library.store import Library
 from ...seqlora.training.progress import Progress
-from ...seqlora.training.request import Lesson
+from ...seqlora.training.request import TrainingRequest
 from .. import host
 
 EVERY = 250
@@ -27,7 +27,7 @@ QUALITY = 85
 class Previews:
     """The previews of one training, every so many steps (0: none) and at its end. `id` keeps its files apart from others'."""
 
-    def __init__(self, id: str, model: host.HostModel, path: Path, lesson: Lesson, every: int, prompt: str):
+    def __init__(self, id: str, model: host.HostModel, path: Path, lesson: TrainingRequest, every: int, prompt: str):
         self.id, self.model, self.path, self.every = id, model, path, every
         self._own = (lesson.name, prompt.strip() or default_prompt(lesson.trigger, lesson.class_word))
         self._drawn = 0  # the step of the last
@@ -46,7 +46,7 @@ class Previews:
             subjects = [self._own]
             for record in Library.open(self.path).concepts[-1:]:  # it cannot change: the training is its one writer
                 subjects.append((record.name, default_prompt(record.trigger, record.class_word)))
-            with progress.live.beside_all():
+            with progress.live.all_active():
                 drawn = self.model.draw([prompt for _, prompt in subjects], SEED)
             pictures = [
                 {"concept": name, "prompt": prompt, "seed": SEED, "image": self._save(picture, progress.step, number)}

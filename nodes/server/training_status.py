@@ -19,7 +19,7 @@ from aiohttp import web
 
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.training.progress import Progress
-from ...seqlora.training.train import Taught
+from ...seqlora.training.train import TrainResult
 from .. import host
 
 EVENT = "seqlora.training"
@@ -108,7 +108,7 @@ class Training:
             self.note = note
         self._tell(now=True)
 
-    def end(self, phase: str, note: str = "", taught: Taught | None = None) -> None:
+    def end(self, phase: str, note: str = "", taught: TrainResult | None = None) -> None:
         with self._lock:
             self.phase, self.note = phase, note or self.note
             if taught and taught.reused:

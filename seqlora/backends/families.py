@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import SeqLoRAError
 from ..lora.layouts import layout_of
-from ..lora.types import Pair
+from ..lora.types import LoRAPair
 from .denoisers import TIMESTEPS, DiscreteDenoiser, FlowDenoiser, Predict
 from .pipelines import PipelineModel
 
@@ -116,7 +116,7 @@ class Flux(PipelineModel):
         return FlowDenoiser(predict, self.device, self.dtype, timestep_shift(self.pipe.scheduler.config, tokens))
 
     @contextmanager
-    def using(self, composed: Mapping[str, Pair]) -> Iterator[None]:
+    def using(self, composed: Mapping[str, LoRAPair]) -> Iterator[None]:
         with super().using(composed):
             self.guidance = self.drawing_guidance
             try:

@@ -14,7 +14,7 @@ from ..errors import SeqLoRAError
 from ..lora.attach import Stack, attached
 from ..lora.layouts import PREFIX, TRANSFORMER, diffusers_unet_names, native_to_diffusers
 from ..lora.targets import choose_layers
-from ..lora.types import Pair
+from ..lora.types import LoRAPair
 from ..training.captions import GENERIC_CAPTIONS
 
 
@@ -39,7 +39,7 @@ class HeadlessModel:
         return {PREFIX + native[path]: module for path, module in chosen.items()}
 
     @contextmanager
-    def using(self, composed: Mapping[str, Pair]) -> Iterator[None]:
+    def using(self, composed: Mapping[str, LoRAPair]) -> Iterator[None]:
         """While open, the model draws with these concepts; the weights are not touched.
 
         Raises SeqLoRAError for concepts of another model.
@@ -54,7 +54,7 @@ class HeadlessModel:
         with attached(modules, stacks_of(pairs, self.denoiser.device, self.denoiser.dtype)):
             yield
 
-    def _by_path(self, composed: Mapping[str, Pair]) -> dict[str, Pair]:
+    def _by_path(self, composed: Mapping[str, LoRAPair]) -> dict[str, LoRAPair]:
         try:
             return native_to_diffusers(composed, self.layout)
         except SeqLoRAError as error:
@@ -64,7 +64,7 @@ class HeadlessModel:
             ) from error
 
 
-def stacks_of(composed: Mapping[str, Pair], device: torch.device, dtype: torch.dtype) -> list[Stack]:
+def stacks_of(composed: Mapping[str, LoRAPair], device: torch.device, dtype: torch.dtype) -> list[Stack]:
     """A composed adapter in the form that `attached` takes."""
     return [Stack([name], A[None].float().to(device), B[None].float().to(device), dtype) for name, (A, B) in composed.items()]
 

@@ -24,7 +24,7 @@ def compose(args: argparse.Namespace) -> None:
     composed = compose_library(library, selection)
     across, within = metrics.basis_error(concepts)
     table = metrics.crosstalk(concepts, [library.moments(name) for name in selection])
-    print(f"{len(concepts)} concepts on {len(composed)} layers, rank {max(p.A.shape[1] for p in composed.values())} in all")
+    print(f"{len(concepts)} concepts on {len(composed)} layers, rank {max(p.up.shape[1] for p in composed.values())} in all")
     print(f"largest entry of B_i'B_j {across:.1e}, largest error of B_i'B_i = I {within:.1e}")
     print("crosstalk: how much a concept (row) acts on what another (column) sees, as a share of that one's own change")
     width = max(len(name) for name in selection)

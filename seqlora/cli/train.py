@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from ..errors import SeqLoRAError
 from ..library.store import Library
 from ..settings import Settings, method_settings
-from ..training.progress import Progress, finish
-from ..training.request import Lesson
+from ..training.progress import Progress, run_to_end
+from ..training.request import TrainingRequest
 from ..training.train import about, teach
 from .sample import load_model
 
@@ -68,10 +68,10 @@ def train(args: argparse.Namespace) -> None:
     pictures, captions = read_pictures(args.images, side)
     chosen = {k: getattr(args, k) for k in ("steps", "batch_size", "learning_rate", "basis_learning_rate", "seed")}
     settings = method_settings(args.method, Settings(**chosen))
-    lesson = Lesson(args.name or args.images.name, args.trigger, args.class_word, pictures, captions)
+    lesson = TrainingRequest(args.name or args.images.name, args.trigger, args.class_word, pictures, captions)
     steps = teach(library, lesson, settings, model, args.checkpoint_minutes, args.replace)
     with ControlC() as pressed:
-        taught = finish(steps, pressed.tell)
+        taught = run_to_end(steps, pressed.tell)
     print(json.dumps(about(taught), indent=1))
 
 

@@ -22,11 +22,11 @@ from ..diffusion.sampling import euler
 from ..errors import SeqLoRAError
 from ..library.store import Library
 from ..lora.compose import compose
-from ..lora.types import Pair
+from ..lora.types import LoRAPair
 from ..method.metrics import basis_error, crosstalk
 from ..settings import Settings, method_settings
-from ..training.progress import Progress, finish
-from ..training.request import Lesson
+from ..training.progress import Progress, run_to_end
+from ..training.request import TrainingRequest
 from ..training.train import teach
 from .classifier import recognise
 from .demo_model import DemoModel
@@ -47,10 +47,10 @@ def demo_concepts(count: int, seed: int) -> list[Emoji]:
     return random.Random(seed).sample(list(held_out_emoji()), count)
 
 
-def lesson_of(emoji: Emoji, count: int = PICTURES, seed: int = 0) -> Lesson:
+def request_of(emoji: Emoji, count: int = PICTURES, seed: int = 0) -> TrainingRequest:
     pictures, backgrounds = concept_pictures(emoji, count, seed)
     captions = [f"a photo of {trigger_word(emoji)} {emoji.class_word} on a {name} background" for name in backgrounds]
-    return Lesson(emoji.name, trigger_word(emoji), emoji.class_word, list((pictures.movedim(1, -1) + 1) / 2), captions)
+    return TrainingRequest(emoji.name, trigger_word(emoji), emoji.class_word, list((pictures.movedim(1, -1) + 1) / 2), captions)
 
 
 def teach_all(
@@ -63,12 +63,12 @@ def teach_all(
 ) -> Library:
     library = Library.create(folder, rank=rank, capacity=16, targets="attention and mlp")
     for emoji in concepts:
-        library = finish(teach(library, lesson_of(emoji), settings, model), partial(tell, emoji.name)).library
+        library = run_to_end(teach(library, request_of(emoji), settings, model), partial(tell, emoji.name)).library
     return library
 
 
 @torch.inference_mode()
-def draw(model: DemoModel, composed: Mapping[str, Pair], prompts: Sequence[str], samples: int, seed: int) -> Tensor:
+def draw(model: DemoModel, composed: Mapping[str, LoRAPair], prompts: Sequence[str], samples: int, seed: int) -> Tensor:
     """Pictures (prompts, samples, H, W, 3); the same seeds for the same prompts, whatever the model holds."""
     conds = [cond for cond in model.encode_captions(prompts) for _ in range(samples)]
     uncond = model.encode_captions([""]) * len(conds)

@@ -31,7 +31,7 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
-def likeness(name: str) -> str:
+def collision_key(name: str) -> str:
     """The same for names that a person, or a file system, could take for one another."""
     return _plain(name).casefold()
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from ..errors import SeqLoRAError
 from ..io.safetensors_file import write_tensors
 from ..lora.formats import ALPHA, to_diffusers, to_kohya, to_native
-from ..lora.types import Pair
+from ..lora.types import LoRAPair
 from .composition import compose_library
 from .store import Base, Library
 
-FORMATS: dict[str, Callable[[dict[str, Pair], Mapping[str, Any]], dict[str, Tensor]]] = {
+FORMATS: dict[str, Callable[[dict[str, LoRAPair], Mapping[str, Any]], dict[str, Tensor]]] = {
     "comfyui": lambda concept, layout: to_native(concept),
     "kohya": to_kohya,
     "diffusers": to_diffusers,
@@ -57,11 +57,11 @@ def export_composed(
     return path
 
 
-def metadata(library: Library, selection: Mapping[str, float], composed: Mapping[str, Pair], title: str) -> dict[str, str]:
+def metadata(library: Library, selection: Mapping[str, float], composed: Mapping[str, LoRAPair], title: str) -> dict[str, str]:
     """What LoRA managers and web interfaces read: modelspec.*, kohya's ss_*, and our own."""
     records = [library.find(name) for name in selection]
     architecture, kohya = _architecture(library.base)  # type: ignore[arg-type]
-    rank = str(max(pair.A.shape[1] for pair in composed.values()))
+    rank = str(max(pair.up.shape[1] for pair in composed.values()))
     concepts = [
         {"name": r.name, "trigger": r.trigger, "class_word": r.class_word, "strength": selection[r.name], "sha256": r.sha256}
         for r in records

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import SeqLoRAError
 from ..io.bounded_json import parse_json
-from ..io.names import checked_name, likeness
+from ..io.names import checked_name, collision_key
 from ..lora.targets import TARGETS
 
 FORMAT = 1
@@ -105,7 +105,7 @@ def parse(data: bytes | bytearray | str) -> dict[str, Any]:
     _check(base is not None or not entries, "base")
     concepts = tuple(_record(entry, base) for entry in entries)
     for what in ("id", "name", "file"):
-        values = [likeness(str(getattr(record, what))) for record in concepts]
+        values = [collision_key(str(getattr(record, what))) for record in concepts]
         _check(len(set(values)) == len(values), f"{what} of two concepts")
     return {
         "rank": _number(found["rank"], "rank", 1, MAX_WIDTH),

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from ..errors import SeqLoRAError
 from ..io.atomic import remedy
-from ..io.names import likeness
+from ..io.names import collision_key
 from ..io.safetensors_file import read_bytes
 from .manifest import UnknownFormatError
-from .store import MANIFEST, Library, Record, Turn
-from .verify import Basis, basis_of, check_orthogonal, read_described, strangers
+from .store import MANIFEST, Library, LibraryLock, Record
+from .verify import Basis, basis_of, check_orthogonal, read_described, untracked_files
 
 DAMAGED = "damaged"  # folder for what cannot be used; nothing that could hold a taught concept is deleted
 
@@ -32,7 +32,7 @@ def repair(path: Path) -> tuple[Library, list[str]]:
     """
     if not (path / "concepts").is_dir() and not (path / MANIFEST).exists():
         raise SeqLoRAError(f"There is no library at {path}; create it first.")
-    with Turn(path).soon():
+    with LibraryLock(path).short():
         return _repair(path)
 
 
@@ -72,7 +72,7 @@ def _repair(path: Path) -> tuple[Library, list[str]]:
         if before is None and (path / MANIFEST).exists():
             _set_aside(path, path / MANIFEST)
         library = library.save()
-    for file in list(strangers(library)):
+    for file in list(untracked_files(library)):
         if file.name.endswith(".tmp"):
             with suppress(OSError):
                 file.unlink()
@@ -98,7 +98,7 @@ def _unlisted(path: Path) -> Library:
 def _found(library: Library, done: list[str]) -> Iterator[tuple[Record, Basis]]:
     """Whole concepts in files that the manifest does not list, the newest first: it replaces what has the same name."""
     whole = []
-    for path in strangers(library):
+    for path in untracked_files(library):
         if path.parent.name != "concepts" or path.name.endswith(".tmp"):
             continue
         file = path.relative_to(library.path).as_posix()
@@ -127,7 +127,7 @@ def _kind(library: Library) -> bytes:
 def _fit(library: Library, record: Record, basis: Basis, kept: Sequence[tuple[Record, Basis]]) -> None:
     """Raises SeqLoRAError unless the concept can stand beside those that are kept."""
     for other, other_basis in kept:
-        if record.id == other.id or likeness(record.name) == likeness(other.name):
+        if record.id == other.id or collision_key(record.name) == collision_key(other.name):
             raise SeqLoRAError(f"{library.path / record.file} was not taken in: it is another version of '{other.name}'.")
         check_orthogonal(library, (record, basis), (other, other_basis))
 

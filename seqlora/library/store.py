@@ -28,19 +28,19 @@ from torch import Tensor
 
 from ..errors import SeqLoRAError
 from ..io.atomic import RESTORE, is_within, remedy, write_bytes
-from ..io.names import checked_name, likeness, slug
+from ..io.names import checked_name, collision_key, slug
 from ..io.safetensors_file import MAX_HEADER, read_bytes, read_header, read_tensors, write_tensors
 from ..lora.formats import from_native, to_native
 from ..lora.ranks import layer_rank
 from ..lora.targets import TARGETS
-from ..lora.types import Concept, Pair
+from ..lora.types import Concept, LoRAPair
 from ..method.moments import Moments
-from ..method.trained import Trained
+from ..method.trained import TrainedConcept
 from . import manifest, thumbnails
 from .manifest import Base, Record, UnknownFormatError
 from .moments_file import read_moments, write_moments
 
-__all__ = ["MANIFEST", "Base", "Library", "Record", "Turn", "request_hash"]
+__all__ = ["MANIFEST", "Base", "Library", "Record", "LibraryLock", "request_hash"]
 
 MANIFEST = "library.json"
 LOCK = ".lock"
@@ -75,7 +75,7 @@ class Library:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise SeqLoRAError(f"Could not make {path} ({error.strerror}); {remedy(error)}.") from error
-            with Turn(path).soon():
+            with LibraryLock(path).short():
                 if not (path / MANIFEST).exists():  # still: another process may make the same
                     if any((path / "concepts").glob("*.safetensors")):
                         raise SeqLoRAError(
@@ -128,7 +128,7 @@ class Library:
 
         Raises SeqLoRAError where a training does not let go of it within PATIENCE seconds.
         """
-        with Turn(self.path).soon():
+        with LibraryLock(self.path).short():
             yield Library.open(self.path)
 
     # -- what it holds
@@ -148,7 +148,7 @@ class Library:
     def ranks(self, layers: Mapping[str, Sequence[int]]) -> dict[str, int]:
         return {name: self._rank(n) for name, (_, n) in layers.items()}
 
-    def load(self, name: str) -> dict[str, Pair]:
+    def load(self, name: str) -> dict[str, LoRAPair]:
         """A concept's pairs, checked: hash, shapes, dtype, finite, orthonormal. Raises SeqLoRAError naming the file."""
         path, tensors = self._read(self.find(name))
         try:
@@ -254,7 +254,7 @@ class Library:
         name: str,
         trigger: str,
         class_word: str,
-        trained: Trained,
+        trained: TrainedConcept,
         settings: Mapping[str, Any],
         request: str = "",
         metrics: Mapping[str, Any] | None = None,
@@ -268,7 +268,7 @@ class Library:
         """
         others = self if replaces is None else self.without(replaces)
         name = others.free_name(name)
-        ranks = {layer: pair.A.shape[1] for layer, pair in trained.pairs.items()}
+        ranks = {layer: pair.up.shape[1] for layer, pair in trained.pairs.items()}
         if self.base is None or ranks != self.ranks(self.base.layers):
             raise SeqLoRAError(f"Concept '{name}' has other layers or ranks than library '{self.path.name}'; it was not filed.")
         number = max((record.id for record in self.concepts), default=0) + 1
@@ -330,7 +330,7 @@ class Library:
     def free_name(self, name: str) -> str:
         """The checked name. Raises SeqLoRAError if a concept has it already, or one that looks the same."""
         name = checked_name(name, "concept name")
-        if likeness(name) in map(likeness, self.names):
+        if collision_key(name) in map(collision_key, self.names):
             raise SeqLoRAError(f"Library '{self.path.name}' has a concept '{name}' already; choose another name.")
         return name
 
@@ -377,11 +377,11 @@ def _unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class Turn:
+class LibraryLock:
     """The right to write to a library. It is held for the whole of a training: concept t must be orthogonal to 1 .. t-1.
 
-        turn = Turn(library.path)
-        while not turn.comes(within=0.5):
+        turn = LibraryLock(library.path)
+        while not turn.acquire(timeout=0.5):
             ...  # tell that another training is at work; leave if the user cancels
         with turn as library:
             ...  # the library as it is now, with what the others taught meanwhile
@@ -393,14 +393,14 @@ class Turn:
         self.path = path
         self._lock = FileLock(str(path / LOCK), thread_local=False)  # a generator may be closed by another thread
 
-    def comes(self, within: float) -> bool:
+    def acquire(self, timeout: float) -> bool:
         """Waits up to so many seconds; whether it is ours now. Raises SeqLoRAError where there is no folder, or no writing."""
         if not self.path.is_dir():  # the lock would make one
             raise SeqLoRAError(f"There is no library at {self.path}; create it first.")
         if not is_within(self.path / LOCK, self.path):
             raise SeqLoRAError(f"{self.path / LOCK} leads out of the library's folder; remove it.")
         try:
-            self._lock.acquire(timeout=within)
+            self._lock.acquire(timeout=timeout)
         except Timeout:
             return False
         except OSError as error:
@@ -408,9 +408,9 @@ class Turn:
         return True
 
     @contextmanager
-    def soon(self) -> Iterator[None]:
+    def short(self) -> Iterator[None]:
         """For work that takes no time. Raises SeqLoRAError where a training does not let go within PATIENCE seconds."""
-        if not self.comes(within=PATIENCE):
+        if not self.acquire(timeout=PATIENCE):
             raise SeqLoRAError(
                 f"A training is writing to library '{self.path.name}'; wait until it ends or cancel it, then try again."
             )

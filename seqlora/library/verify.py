@@ -14,7 +14,7 @@ from ..errors import SeqLoRAError
 from ..io.atomic import is_within
 from ..io.safetensors_file import read_header
 from . import manifest
-from .store import MANIFEST, ORTHOGONALITY, PRIOR, Library, Record, Turn, moments_file
+from .store import MANIFEST, ORTHOGONALITY, PRIOR, Library, LibraryLock, Record, moments_file
 
 # Where our own files are, and how they are called; whatever else lies there is not ours to judge.
 FILES = {"": (), "concepts": ("*.safetensors",), "moments": ("*.safetensors",), "checkpoints": ()}
@@ -29,9 +29,9 @@ def verify(path: Path) -> list[str]:
     """
     try:
         library = Library.open(path)
-        turn = Turn(path)
+        turn = LibraryLock(path)
         try:
-            alone = turn.comes(within=0)
+            alone = turn.acquire(timeout=0)
         except SeqLoRAError:
             alone = False  # the folder is read-only, so nobody writes
         with turn if alone else nullcontext(library) as library:
@@ -69,7 +69,7 @@ def _check_concept(library: Library, record: Record, earlier: list[tuple[Record,
 
 def basis_of(library: Library, record: Record) -> Basis:
     """Raises SeqLoRAError as `Library.load`."""
-    return {layer: pair.B.float() for layer, pair in library.load(record.name).items()}
+    return {layer: pair.basis.float() for layer, pair in library.load(record.name).items()}
 
 
 def check_orthogonal(library: Library, one: tuple[Record, Basis], other: tuple[Record, Basis]) -> None:
@@ -111,7 +111,7 @@ def _text(library: Library, record: Record) -> bytes:
     return replace(library, prior_sha256="", concepts=(record,)).text()
 
 
-def strangers(library: Library) -> Iterator[Path]:
+def untracked_files(library: Library) -> Iterator[Path]:
     """Files of our kinds that the manifest does not know: not filed yet, or not deleted yet, when a process died."""
     known = {PRIOR} if library.prior_sha256 else set()
     for record in library.concepts:
@@ -127,7 +127,7 @@ def strangers(library: Library) -> Iterator[Path]:
 
 def _leftovers(library: Library) -> Iterator[str]:
     try:
-        for path in strangers(library):
+        for path in untracked_files(library):
             yield f"{path} belongs to no concept, an interruption left it; {REPAIR}."
     except SeqLoRAError as error:
         yield str(error)

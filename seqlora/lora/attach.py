@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .types import Concept, Pair
+from .types import Concept, LoRAPair
 
 
 class Stack:
@@ -57,14 +57,14 @@ class Stack:
         for tensor in (self.A, self.B, self._live_A, self._live_B):
             tensor.grad.zero_()  # type: ignore[union-attr]
 
-    def pairs(self) -> dict[str, Pair]:
+    def pairs(self) -> dict[str, LoRAPair]:
         """The layers' pairs, copied to the CPU in fp32."""
         A, B = self.A.detach().float().cpu(), self.B.detach().float().cpu()
-        return {name: Pair(A[i].clone(), B[i].clone()) for i, name in enumerate(self.names)}
+        return {name: LoRAPair(A[i].clone(), B[i].clone()) for i, name in enumerate(self.names)}
 
 
 @dataclass
-class ContextStack:
+class EarlierStack:
     """The earlier concepts on the layers of one stack: A (layers, m, R), B (layers, n, R), columns in blocks by concept."""
 
     names: list[str]
@@ -73,7 +73,7 @@ class ContextStack:
     columns: list[Tensor]  # per concept
 
 
-class Context:
+class ActiveConcepts:
     """Earlier concepts that are on while a new one is trained: one concatenated adapter per layer, drawn anew now and then."""
 
     def __init__(self, stacks: Sequence[Stack], earlier: Sequence[Concept]):
@@ -82,22 +82,22 @@ class Context:
         self._stacks = [self._gather(stack, earlier) for stack in stacks] if earlier else []
 
     @staticmethod
-    def _gather(stack: Stack, earlier: Sequence[Concept]) -> ContextStack:
+    def _gather(stack: Stack, earlier: Sequence[Concept]) -> EarlierStack:
         layers, m, n = len(stack.names), stack.A.shape[1], stack.B.shape[1]
         As, Bs, columns, start = [], [], [], 0
         for concept in earlier:
-            rank = max((concept[name].B.shape[1] for name in stack.names if name in concept), default=0)
+            rank = max((concept[name].basis.shape[1] for name in stack.names if name in concept), default=0)
             A, B = torch.zeros(layers, m, rank), torch.zeros(layers, n, rank)
             for i, name in enumerate(stack.names):
                 if name in concept:
                     pair = concept[name]
-                    A[i, :, : pair.A.shape[1]], B[i, :, : pair.B.shape[1]] = pair.A, pair.B
+                    A[i, :, : pair.up.shape[1]], B[i, :, : pair.basis.shape[1]] = pair.up, pair.basis
             As.append(A)
             Bs.append(B)
             columns.append(torch.arange(start, start + rank))
             start += rank
         device, dtype = stack.A.device, stack.dtype
-        return ContextStack(stack.names, torch.cat(As, 2).to(device, dtype), torch.cat(Bs, 2).to(device, dtype), columns)
+        return EarlierStack(stack.names, torch.cat(As, 2).to(device, dtype), torch.cat(Bs, 2).to(device, dtype), columns)
 
     def draw(self, chosen: Sequence[int]) -> None:
         """Turns exactly these earlier concepts on."""
@@ -112,7 +112,7 @@ class Context:
 
 
 @contextmanager
-def attached(layers: Mapping[str, nn.Module], stacks: Sequence[Stack], context: Context | None = None) -> Iterator[None]:
+def attached(layers: Mapping[str, nn.Module], stacks: Sequence[Stack], context: ActiveConcepts | None = None) -> Iterator[None]:
     """While open, every layer's output has A B' x added, and the context's; no weight is touched."""
     pairs = {name: (stack.A_of[name], stack.B_of[name]) for stack in stacks for name in stack.names}
 

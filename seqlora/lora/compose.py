@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import SeqLoRAError
-from .types import Concept, Pair
+from .types import Concept, LoRAPair
 
 
 def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
@@ -40,13 +40,13 @@ def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
     return {name: strength for name, strength in (chosen | named).items() if strength}
 
 
-def compose(concepts: Sequence[tuple[Concept, float]]) -> dict[str, Pair]:
+def compose(concepts: Sequence[tuple[Concept, float]]) -> dict[str, LoRAPair]:
     """The sum of s_i A_i B_i' as one pair per layer: A = [s_1 A_1, s_2 A_2, ...], B = [B_1, B_2, ...]. Exact."""
-    parts: dict[str, list[tuple[Pair, float]]] = {}
+    parts: dict[str, list[tuple[LoRAPair, float]]] = {}
     for concept, strength in concepts:
         for layer, pair in concept.items():
             parts.setdefault(layer, []).append((pair, strength))
     return {
-        layer: Pair(torch.cat([s * pair.A for pair, s in found], 1), torch.cat([pair.B for pair, _ in found], 1))
+        layer: LoRAPair(torch.cat([s * pair.up for pair, s in found], 1), torch.cat([pair.basis for pair, _ in found], 1))
         for layer, found in parts.items()
     }

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..errors import SeqLoRAError
 from .layouts import PREFIX, TRANSFORMER, native_to_diffusers
-from .types import Pair
+from .types import LoRAPair
 
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
 
 
-def to_native(concept: Mapping[str, Pair]) -> dict[str, Tensor]:
+def to_native(concept: Mapping[str, LoRAPair]) -> dict[str, Tensor]:
     """The tensors of a ComfyUI LoRA file: `<name>.lora_up.weight` A, `.lora_down.weight` B', `.alpha` r (fp32, 0-dim).
 
     As in every export here, each tensor is a contiguous copy of its own, as safetensors wants it.
@@ -29,7 +29,7 @@ def to_native(concept: Mapping[str, Pair]) -> dict[str, Tensor]:
     return out
 
 
-def to_kohya(concept: Mapping[str, Pair], layout: Mapping[str, Any]) -> dict[str, Tensor]:
+def to_kohya(concept: Mapping[str, LoRAPair], layout: Mapping[str, Any]) -> dict[str, Tensor]:
     """The same in sd-scripts' names, `lora_unet_<path with _>`: diffusers' paths for SD 1.x and 2.x, native ones for the rest.
     sd-scripts has no names for diffusers' transformers; OneTrainer's are used there: `lora_transformer_<path with _>`.
 
@@ -45,7 +45,7 @@ def _kohya_name(name: str) -> str:
     return prefix + name.removeprefix(PREFIX).replace(".", "_")
 
 
-def to_diffusers(concept: Mapping[str, Pair], layout: Mapping[str, Any]) -> dict[str, Tensor]:
+def to_diffusers(concept: Mapping[str, LoRAPair], layout: Mapping[str, Any]) -> dict[str, Tensor]:
     """PEFT names for diffusers' `load_lora_weights`: `unet.` or `transformer.`, path, `.lora_A.weight` B', `.lora_B.weight` A.
 
     No alpha is written: PEFT then scales by 1. Raises SeqLoRAError as `native_to_diffusers` does.
@@ -62,7 +62,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def from_native(state_dict: Mapping[str, Tensor]) -> dict[str, Pair]:
+def from_native(state_dict: Mapping[str, Tensor]) -> dict[str, LoRAPair]:
     """The concept in a state dict as `to_native` writes it. alpha / r goes into A where it is not 1; no alpha means 1.
 
     Raises SeqLoRAError naming the key for a key that is not a native LoRA key, a missing partner, or a wrong shape or alpha.
@@ -78,7 +78,7 @@ def from_native(state_dict: Mapping[str, Tensor]) -> dict[str, Pair]:
     return {name: _pair(name, part) for name, part in parts.items()}
 
 
-def _pair(name: str, part: Mapping[str, Tensor]) -> Pair:
+def _pair(name: str, part: Mapping[str, Tensor]) -> LoRAPair:
     for suffix in (UP, DOWN):
         if suffix not in part:
             raise SeqLoRAError(f"Key '{name}{suffix}' is missing beside '{name}{next(iter(part))}'; the file is incomplete.")
@@ -92,4 +92,4 @@ def _pair(name: str, part: Mapping[str, Tensor]) -> Pair:
     if alpha.numel() != 1 or not math.isfinite(alpha.item()):
         raise SeqLoRAError(f"Key '{name}{ALPHA}' must be one finite number, but is {alpha.tolist()}.")
     scale = alpha.item() / rank
-    return Pair(a if scale == 1 else a * scale, b.contiguous())
+    return LoRAPair(a if scale == 1 else a * scale, b.contiguous())

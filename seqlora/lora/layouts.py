@@ -1,8 +1,8 @@
 """How a model's layers are named elsewhere.
 
 Everywhere else a layer is called by its ComfyUI-native name, `diffusion_model.<module path>`, and a concept is a
-`dict[str, Pair]` of such names with alpha = r (scale 1). A *layout* says how a model's native names translate. It is a small
-JSON-able dict that a library stores, so that export needs no model:
+`dict[str, LoRAPair]` of such names with alpha = r (scale 1). A *layout* says how a model's native names translate. It is a
+small JSON-able dict that a library stores, so that export needs no model:
 
     {"family": "unet", "down": [[1, 1], [0, 0]], "mid": 1, "up": [[0, 0, 0], [1, 1, 1]], "label_emb": False}
     {"family": "sd3"}   {"family": "flux"}   {"family": "other"}
@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import SeqLoRAError
-from .types import Pair
+from .types import LoRAPair
 
 PREFIX = "diffusion_model."
 TRANSFORMER = "transformer."  # in front of diffusers' own paths
@@ -224,7 +224,7 @@ def unet_state_dict_to_native(state_dict: Mapping[str, Tensor], config: Mapping[
     return native
 
 
-def native_to_diffusers(concept: Mapping[str, Pair], layout: Mapping[str, Any]) -> dict[str, Pair]:
+def native_to_diffusers(concept: Mapping[str, LoRAPair], layout: Mapping[str, Any]) -> dict[str, LoRAPair]:
     """The concept by diffusers module path. A fused layer becomes several: rows of its A, each with the same B.
     A layer that has a diffusers name already keeps it.
 
@@ -241,7 +241,7 @@ def native_to_diffusers(concept: Mapping[str, Pair], layout: Mapping[str, Any]) 
         if not names:
             raise SeqLoRAError(f"Layer {name!r} has no diffusers name (model family {layout['family']!r}); export as native.")
         for part, rows in zip(names, _split(name, pair, len(names)), strict=True):
-            out[part] = Pair(rows, pair.B)
+            out[part] = LoRAPair(rows, pair.basis)
     return out
 
 
@@ -252,12 +252,12 @@ def _transformer_names(path: str, family: str) -> tuple[str, ...]:
     return tuple(f"{theirs}.{index}.{part}" for part in layers.get(layer, ()))
 
 
-def _split(name: str, pair: Pair, parts: int) -> Sequence[Tensor]:
+def _split(name: str, pair: LoRAPair, parts: int) -> Sequence[Tensor]:
     """Rows of A by part. q, k and v are as wide as the input; a fourth part is Flux's MLP and takes the rest."""
     if parts == 1:
-        return (pair.A,)
-    m, n = pair.A.shape[0], pair.B.shape[0]
+        return (pair.up,)
+    m, n = pair.up.shape[0], pair.basis.shape[0]
     widths = [n] * 3 + [m - 3 * n] * (parts - 3)
     if sum(widths) != m or min(widths) < 1:
         raise SeqLoRAError(f"Layer {name!r} is {m} x {n}, which does not split into {parts} parts; check its model.")
-    return pair.A.split(widths)
+    return pair.up.split(widths)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Pair(NamedTuple):
-    A: Tensor  # coefficients, (m, r): lora_up
-    B: Tensor  # basis, (n, r): transposed lora_down
+class LoRAPair(NamedTuple):
+    up: Tensor  # A, (m, r): lora_up.weight
+    basis: Tensor  # B, (n, r): lora_down.weight transposed
 
 
-Concept = Mapping[str, Pair]
+Concept = Mapping[str, LoRAPair]

@@ -57,9 +57,9 @@ def disturbance(concepts: Sequence[Concept], j: int, moments: Moments, layer: st
 def disturbances(concepts: Sequence[Concept], seen: Mapping[int, Moments], layer: str) -> dict[int, Disturbance]:
     """The same for several concepts, whose moments `seen` has by number: the factors are taken up once for all of them."""
     pairs = [concept[layer] for concept in concepts]
-    B = torch.cat([pair.B for pair in pairs], 1).double()
-    triangle = torch.linalg.qr(torch.cat([pair.A for pair in pairs], 1).double(), mode="r").R
-    owner = torch.cat([torch.full(pair.B.shape[1:], i) for i, pair in enumerate(pairs)])
+    B = torch.cat([pair.basis for pair in pairs], 1).double()
+    triangle = torch.linalg.qr(torch.cat([pair.up for pair in pairs], 1).double(), mode="r").R
+    owner = torch.cat([torch.full(pair.basis.shape[1:], i) for i, pair in enumerate(pairs)])
     everything, found = triangle @ B.mT, {}
     for j, moments in seen.items():
         own = owner == j
@@ -81,8 +81,8 @@ def _others(concepts: Sequence[Concept], j: int, layer: str) -> tuple[Tensor, Te
     """T (min(m, R), R) and B (n, R), R the total rank of all concepts but j: |M x| = |T B' x|, since A = Q T."""
     own = concepts[j][layer]
     pairs = [concept[layer] for i, concept in enumerate(concepts) if i != j]
-    A = torch.cat([own.A[:, :0], *(pair.A for pair in pairs)], 1).double()
-    B = torch.cat([own.B[:, :0], *(pair.B for pair in pairs)], 1).double()
+    A = torch.cat([own.up[:, :0], *(pair.up for pair in pairs)], 1).double()
+    B = torch.cat([own.basis[:, :0], *(pair.basis for pair in pairs)], 1).double()
     return torch.linalg.qr(A, mode="r").R, B
 
 

@@ -18,11 +18,11 @@ def basis_error(concepts: Sequence[Concept]) -> tuple[float, float]:
     """(max |B_i'B_j| over pairs i != j, max |B_i'B_i - I|) over all layers."""
     across = within = 0.0
     for layer in concepts[0]:
-        B = torch.cat([c[layer].B.double() for c in concepts], 1)
+        B = torch.cat([c[layer].basis.double() for c in concepts], 1)
         gram = B.mT @ B - torch.eye(B.shape[1], dtype=torch.float64)
         start = 0
         for concept in concepts:
-            stop = start + concept[layer].B.shape[1]
+            stop = start + concept[layer].basis.shape[1]
             within = max(within, float(gram[start:stop, start:stop].abs().max()))
             gram[start:stop, start:stop] = 0
             start = stop
@@ -35,7 +35,7 @@ def overlap(concepts: Sequence[Concept]) -> Tensor:
     count = len(concepts)
     total = torch.zeros(count, count, dtype=torch.float64)
     for layer in concepts[0]:
-        B = _side_by_side([concept[layer].B for concept in concepts])
+        B = _side_by_side([concept[layer].basis for concept in concepts])
         flat = B.movedim(0, 1).flatten(1)
         total += (flat.mT @ flat).square().reshape(count, B.shape[2], count, B.shape[2]).sum((1, 3))
     return total / total.diagonal()[:, None]

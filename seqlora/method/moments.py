@@ -144,7 +144,7 @@ class Recorder:
     def __init__(self, layers: Mapping[str, nn.Module]):
         self.layers = layers
         self.input_of: dict[str, str] = {}
-        self.feeling = False
+        self.recording_gradients = False
         self._seen, self._felt = _Averages(), _Averages()
         self._energy: dict[str, Tensor] = {}
         self._live: dict[int, tuple[weakref.ref, str]] = {}
@@ -161,8 +161,8 @@ class Recorder:
 
     def _hook(self, name: str) -> Callable[..., Tensor | None]:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if self.feeling:
-                return self._feel(name, output)
+            if self.recording_gradients:
+                return self._probe_output(name, output)
             with torch.no_grad():
                 self._see(name, module, args[0], output)
             return None
@@ -178,7 +178,7 @@ class Recorder:
         energy = base.square().sum()
         self._energy[name] = self._energy[name] + energy if name in self._energy else energy
 
-    def _feel(self, name: str, output: Tensor) -> Tensor:
+    def _probe_output(self, name: str, output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # the first of two runs under gradient checkpointing
             return output
         watched = output + output.new_zeros(()).requires_grad_()  # no weight of a frozen model asks for a gradient

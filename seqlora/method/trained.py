@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..lora.types import Pair
+from ..lora.types import LoRAPair
 from .moments import Moments
 
 
 @dataclass
-class Trained:
+class TrainedConcept:
     """A taught concept."""
 
-    pairs: dict[str, Pair]
+    pairs: dict[str, LoRAPair]
     moments: Moments  # C_t
     full_layers: list[str]  # had no room left: trained without the hard complement
     steps: int = 0  # fewer than were asked for where the training was ended early

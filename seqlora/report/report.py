@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import SeqLoRAError
 from ..library.store import Library
-from ..lora.types import Concept, Pair
+from ..lora.types import Concept, LoRAPair
 from ..method import metrics
 from ..method.bound import change_energy, check_probability, disturbances, forgetting_bound, share
 from ..method.moments import Moments
@@ -104,7 +104,7 @@ _KINDS = [
 
 
 def _scaled(concept: Concept, strength: float) -> Concept:
-    return {layer: Pair(strength * A, B) for layer, (A, B) in concept.items()}
+    return {layer: LoRAPair(strength * A, B) for layer, (A, B) in concept.items()}
 
 
 def _disturbed(concepts: Sequence[Concept], moments: Sequence[Moments], delta: float, constant: float) -> list[dict[str, Any]]:

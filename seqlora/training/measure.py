@@ -59,18 +59,18 @@ def measure_prior(
             states = list(path(denoiser, noise, chosen, [uncond] * len(chosen), steps=steps))[:-1]
             for turn, (x, sigma) in enumerate(states[::FELT_EVERY]):
                 one = turn % len(chosen)
-                _feel(denoiser, recorder, x[one : one + 1], sigma[None], chosen[one : one + 1], generator)
+                _probe_output(denoiser, recorder, x[one : one + 1], sigma[None], chosen[one : one + 1], generator)
         yield Progress("measuring", done + 1, count)
     return recorder.moments()
 
 
-def _feel(
+def _probe_output(
     denoiser: Denoiser, recorder: Recorder, x: Tensor, sigma: Tensor, cond: Sequence[Any], generator: torch.Generator
 ) -> None:
     """Sends unit noise back from the weighted prediction; one picture at a time needs no more memory than training."""
-    recorder.feeling = True
+    recorder.recording_gradients = True
     with torch.enable_grad():
         predicted = denoiser(x, sigma, cond)
         probe = torch.randn(x.shape, generator=generator).to(predicted)
         (predicted * probe * expand(denoiser.loss_weight(sigma).sqrt(), x)).sum().backward()
-    recorder.feeling = False
+    recorder.recording_gradients = False

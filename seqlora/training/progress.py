@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .snapshot import Live
+from .snapshot import TrainingSnapshot
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Progress:
     loss: float = math.nan
     penalty: float = math.nan
     note: str = ""  # a sentence for the user
-    live: Live | None = None  # the concept as it is now; good until the trainer goes on
+    live: TrainingSnapshot | None = None  # the concept as it is now; good until the trainer goes on
 
 
 R = TypeVar("R")
-Steps = Generator[Progress, str | None, R]  # takes "keep", which ends a training after the step that was reported last
+TrainingSteps = Generator[Progress, str | None, R]  # takes "keep", which ends a training after the step that was reported last
 
 
-def finish(steps: Steps[R], tell: Callable[[Progress], str | None] = lambda progress: None) -> R:
+def run_to_end(steps: TrainingSteps[R], tell: Callable[[Progress], str | None] = lambda progress: None) -> R:
     """Runs a generator to its end and returns its result; `tell` sees the progress and may answer "keep"."""
     answer = None
     with closing(steps):

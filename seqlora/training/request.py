@@ -17,7 +17,7 @@ MIN_SIDE = 16  # pixels
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingRequest:
     """What is to be taught. Pictures are (h, w, 3) in 0..1; without captions `a photo of {trigger} {class word}` is used."""
 
     name: str
@@ -27,7 +27,7 @@ class Lesson:
     captions: Sequence[str] = ()
 
 
-def prepare_captions(lesson: Lesson) -> tuple[list[str], int]:
+def prepare_captions(lesson: TrainingRequest) -> tuple[list[str], int]:
     """One caption per picture, each with the trigger in it; also how often it had to be put in front."""
     subject = f"{lesson.trigger} {lesson.class_word}".strip()
     if not lesson.captions:
@@ -47,7 +47,7 @@ def prepare_captions(lesson: Lesson) -> tuple[list[str], int]:
     return prepared, added
 
 
-def check_lesson(lesson: Lesson) -> Lesson:
+def check_request(lesson: TrainingRequest) -> TrainingRequest:
     """The lesson with clean names. Raises SeqLoRAError, before any long work, for what cannot be taught."""
     name = checked_name(lesson.name, "concept name")
     trigger = lesson.trigger.strip()
@@ -64,12 +64,12 @@ def check_lesson(lesson: Lesson) -> Lesson:
             raise SeqLoRAError(f"Picture {number} holds values that are not numbers; replace it.")
         if float(picture.max() - picture.min()) < 1 / 255:
             raise SeqLoRAError(f"Picture {number} is one flat colour; replace it.")
-    lesson = Lesson(name, trigger, lesson.class_word.strip(), lesson.pictures, tuple(lesson.captions))
+    lesson = TrainingRequest(name, trigger, lesson.class_word.strip(), lesson.pictures, tuple(lesson.captions))
     prepare_captions(lesson)
     return lesson
 
 
-def data_hash(lesson: Lesson) -> str:
+def data_hash(lesson: TrainingRequest) -> str:
     digest = hashlib.sha256()
     for picture, caption in zip(lesson.pictures, prepare_captions(lesson)[0], strict=True):
         digest.update(f"{tuple(picture.shape)} {caption}\n".encode())

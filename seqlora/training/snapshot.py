@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..lora.attach import Context, Stack
+from ..lora.attach import ActiveConcepts, Stack
 from ..lora.types import Concept
 from ..method.moments import Moment, Moments
 
 
 @dataclass
-class Live:
+class TrainingSnapshot:
     stacks: Sequence[Stack]
-    context: Context
+    context: ActiveConcepts
     earlier: Sequence[Concept]
     own: Moments  # what the layers see of this concept's pictures
     others: Moments | None  # of all earlier concepts' pictures together
@@ -35,7 +35,7 @@ class Live:
         for name, (A, B) in ((name, pair) for stack in self.stacks for name, pair in stack.pairs().items()):
             gram = B.mT @ B
             gram.diagonal().sub_(1)
-            entries = [gram, *(concept[name].B.mT @ B for concept in self.earlier if name in concept)]
+            entries = [gram, *(concept[name].basis.mT @ B for concept in self.earlier if name in concept)]
             worst = max(worst, *(float(entry.abs().max()) for entry in entries))
             if self.earlier and self.others is not None:
                 change = seen_through(felt[name], A) if name in felt else A.mT @ A
@@ -44,10 +44,10 @@ class Live:
         return worst, there / here / len(self.earlier) if here > 0 else None
 
     @contextmanager
-    def beside_all(self) -> Iterator[None]:
+    def all_active(self) -> Iterator[None]:
         """While open, the model draws with this concept and all earlier ones, as it will where all of them are applied."""
         context, before = self.context, self.context.on
-        whole = context if context.count == len(self.earlier) else Context(self.stacks, self.earlier)
+        whole = context if context.count == len(self.earlier) else ActiveConcepts(self.stacks, self.earlier)
         try:
             whole.draw(range(whole.count))
             context.on = whole.on

@@ -13,7 +13,7 @@ from torch import nn
 from ..diffusion.batches import Examples
 from ..diffusion.model import Model
 from ..errors import SeqLoRAError
-from ..library.store import Base, Library, Record, Turn, request_hash
+from ..library.store import Base, Library, LibraryLock, Record, request_hash
 from ..library.thumbnails import encode
 from ..lora.targets import layer_shapes
 from ..method import metrics
@@ -23,13 +23,13 @@ from . import checkpoint as checkpoints
 from .checkpoint import FOLDER, MINUTES, Checkpoint, State
 from .checks import check_latents, memory_advice
 from .measure import measure_prior
-from .progress import Progress, Steps
-from .request import Lesson, check_lesson, data_hash, prepare_captions
+from .progress import Progress, TrainingSteps
+from .request import TrainingRequest, check_request, data_hash, prepare_captions
 from .trainer import train_concept
 
 
 @dataclass(frozen=True)
-class Taught:
+class TrainResult:
     library: Library
     record: Record
     losses: Sequence[float]
@@ -37,7 +37,7 @@ class Taught:
     reused: bool = False  # the same request had been taught before
 
     @classmethod
-    def again(cls, library: Library, record: Record) -> Taught:
+    def again(cls, library: Library, record: Record) -> TrainResult:
         """What is known of a concept that was taught earlier: its losses as `thinned` left them."""
         figures = dict(record.metrics)
         losses = figures.pop("losses", [])
@@ -46,12 +46,12 @@ class Taught:
 
 def teach(
     library: Library,
-    lesson: Lesson,
+    lesson: TrainingRequest,
     settings: Settings,
     model: Model,
     checkpoint_minutes: float = MINUTES,
     replace: bool = False,
-) -> Steps[Taught]:
+) -> TrainingSteps[TrainResult]:
     """Teaches a concept and files it; a request that was taught before is found again, one that was cancelled goes on.
 
     Waits while another training writes to the library. Sending "keep" ends the training and files the concept as it is. Closing
@@ -59,14 +59,14 @@ def teach(
     Checkpoints are also written every `checkpoint_minutes`, unless that is 0. With `replace` a concept of that name is taught
     anew, beside all the others, and stays until the new version is filed. Raises SeqLoRAError with nothing else written.
     """
-    lesson = check_lesson(lesson)
+    lesson = check_request(lesson)
     layers = model.layers(library.targets)
     shapes = {name: list(shape) for name, shape in layer_shapes(layers).items()}
     library.check_base(shapes)
     asked = (data_hash(lesson), lesson.trigger, lesson.class_word, asdict(settings))
     request = request_hash(*asked, library.rank, library.capacity, model.fingerprint)
-    turn = Turn(library.path)
-    while not turn.comes(within=0.5):
+    turn = LibraryLock(library.path)
+    while not turn.acquire(timeout=0.5):
         yield Progress("waiting for another training", 0, 1)
     with turn as library:
         replaces = lesson.name if replace and lesson.name in library.names else None
@@ -78,7 +78,7 @@ def teach(
         for record in library.concepts:
             if record.name == lesson.name and record.request == request:
                 checkpoint.remove()  # left by a process that died right after it had filed the concept
-                return Taught.again(library, record)
+                return TrainResult.again(library, record)
         others.free_name(lesson.name)
         library.check_base(shapes)
         note = " ".join(filter(None, (checkpoint.open(), beyond_plan(len(others.concepts) + 1, library.capacity))))
@@ -109,7 +109,7 @@ def beyond_plan(place: int, planned: int) -> str:
 def _teach(
     library: Library,
     replaces: str | None,
-    lesson: Lesson,
+    lesson: TrainingRequest,
     settings: Settings,
     model: Model,
     layers: dict[str, nn.Module],
@@ -117,7 +117,7 @@ def _teach(
     request: str,
     checkpoint: Checkpoint,
     note: str,
-) -> Steps[Taught]:
+) -> TrainingSteps[TrainResult]:
     resumed_at = checkpoint.step
     captions, added = prepare_captions(lesson)
     needs_prior = settings.interference > 0 or settings.basis_start == "contrastive"
@@ -177,7 +177,7 @@ def _teach(
     with suppress(OSError):
         _prior_file(library).unlink()
     checkpoint.remove()
-    return Taught(library, library.find(lesson.name), trained.losses, report)
+    return TrainResult(library, library.find(lesson.name), trained.losses, report)
 
 
 def _prior_file(library: Library) -> Path:
@@ -185,7 +185,9 @@ def _prior_file(library: Library) -> Path:
     return library.path / FOLDER / "prior.safetensors"
 
 
-def _measured_prior(library: Library, model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]) -> Steps[Moments]:
+def _measured_prior(
+    library: Library, model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]
+) -> TrainingSteps[Moments]:
     """G, or what a training that was cancelled found it to be."""
     binding = request_hash(model.fingerprint, layer_shapes(layers), model.generic_captions, list(shape))
     with suppress(SeqLoRAError):
@@ -197,7 +199,7 @@ def _measured_prior(library: Library, model: Model, layers: Mapping[str, nn.Modu
     return prior
 
 
-def about(taught: Taught) -> dict[str, Any]:
+def about(taught: TrainResult) -> dict[str, Any]:
     """What was taught, with the settings that were used, and the figures."""
     record, library = taught.record, taught.library
     return {

@@ -12,24 +12,24 @@ from torch import Tensor, nn
 from ..diffusion.batches import Batches, Examples, denoising_loss
 from ..diffusion.denoiser import Denoiser
 from ..errors import SeqLoRAError
-from ..lora.attach import Context, Stack, attached
+from ..lora.attach import ActiveConcepts, Stack, attached
 from ..lora.targets import layer_shapes
-from ..lora.types import Concept, Pair
+from ..lora.types import Concept, LoRAPair
 from ..method.basis import contrastive_basis, pca_basis, random_basis
 from ..method.moments import Moments
 from ..method.optimizer import BilevelOptimizer, Constraint, Rates
 from ..method.penalty import Interference, overlap_penalty
-from ..method.trained import Trained
+from ..method.trained import TrainedConcept
 from ..settings import Settings
 from .checkpoint import Checkpoint
 from .checks import check_latents, memory_advice
 from .measure import measure_concept
-from .progress import Progress, Steps
-from .snapshot import Live
+from .progress import Progress, TrainingSteps
+from .snapshot import TrainingSnapshot
 
 CONTEXT_LIMIT = 16  # most earlier concepts on at a time, so that a step's cost does not grow with the library
 CONTEXT_STEPS = 4  # steps between draws
-RECORDED = ("losses", "penalties", "residuals", "gradients")  # of a `Trained`, one value a step
+RECORDED = ("losses", "penalties", "residuals", "gradients")  # of a `TrainedConcept`, one value a step
 
 
 def build_stacks(
@@ -48,7 +48,7 @@ def build_stacks(
 
 def earlier_directions(name: str, width: int, earlier: Sequence[Concept]) -> Tensor:
     """F (n, p): an orthonormal basis of the span of all earlier concepts' bases, float64."""
-    bases = [concept[name].B.double() for concept in earlier if name in concept]
+    bases = [concept[name].basis.double() for concept in earlier if name in concept]
     if not bases:
         return torch.zeros(width, 0, dtype=torch.float64)
     left, singular, _ = torch.linalg.svd(torch.cat(bases, 1), full_matrices=False)
@@ -112,7 +112,7 @@ def train_concept(
     earlier_moments: Moments | None = None,
     checkpoint: Checkpoint | None = None,
     planned: int = 1,
-) -> Steps[Trained]:
+) -> TrainingSteps[TrainedConcept]:
     """Teaches one concept; yields progress after every pass and returns the result.
 
     `earlier` are the library's concepts in order, `earlier_moments` the sum of their moments, `prior` is G, `planned` how many
@@ -146,7 +146,7 @@ def train_concept(
     )
     strength = settings.interference * planned
     overlaps = _overlaps(stacks, earlier) if settings.overlap and earlier else []
-    context = Context(stacks, () if settings.context == "modular" else earlier)
+    context = ActiveConcepts(stacks, () if settings.context == "modular" else earlier)
     optimizer = BilevelOptimizer(
         stacks,
         constraints,
@@ -155,8 +155,8 @@ def train_concept(
         settings.schedule,
         settings.inner_steps,
     )
-    result = Trained({}, own, full_layers)
-    live = Live(stacks, context, earlier, own, earlier_moments, prior)
+    result = TrainedConcept({}, own, full_layers)
+    live = TrainingSnapshot(stacks, context, earlier, own, earlier_moments, prior)
     checkpoint.follow(own, lambda: optimizer.state() | _recorded(result))
     lower_batch, penalty = batches.next(), torch.zeros(())
     on: list[int] = []
@@ -227,14 +227,14 @@ def train_concept(
     return result
 
 
-def _recorded(result: Trained) -> dict[str, Tensor]:
+def _recorded(result: TrainedConcept) -> dict[str, Tensor]:
     return {key: torch.tensor(getattr(result, key), dtype=torch.float64) for key in RECORDED}
 
 
-def orthonormalised(pair: Pair) -> Pair:
+def orthonormalised(pair: LoRAPair) -> LoRAPair:
     """The same A B' with an orthonormal B: concept files are all alike, also those of plain LoRA."""
-    basis, triangle = torch.linalg.qr(pair.B.double())
-    return Pair((pair.A.double() @ triangle.mT).float(), basis.float())
+    basis, triangle = torch.linalg.qr(pair.basis.double())
+    return LoRAPair((pair.up.double() @ triangle.mT).float(), basis.float())
 
 
 def _everything_else(prior: Moments | None, earlier: Moments | None, count: int) -> Moments | None:
@@ -250,7 +250,7 @@ def _constraint(stack: Stack, directions: Mapping[str, Tensor]) -> Constraint:
 
 def _overlaps(stacks: Sequence[Stack], earlier: Sequence[Concept]) -> list[Tensor]:
     return [
-        _stack_padded([torch.cat([c[name].B for c in earlier if name in c], 1) for name in stack.names]).to(stack.B)
+        _stack_padded([torch.cat([c[name].basis for c in earlier if name in c], 1) for name in stack.names]).to(stack.B)
         for stack in stacks
     ]
 

@@ -17,7 +17,7 @@ from seqlora.diffusion.batches import Batches
 from seqlora.lora.compose import compose
 from seqlora.method.metrics import basis_error
 from seqlora.training.measure import measure_concept
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 
 CONCEPTS = 8
 TUNED = {"seqlora": {"learning_rate": 2e-2, "interference": 0.4}, "lora": {"learning_rate": 1e-2}}
@@ -50,8 +50,8 @@ def test_bases_are_orthogonal_and_the_sum_is_exact(small):
     assert across < 1e-5 and within < 1e-5
     composed = compose([(concept, 1.0) for concept in lessons.concepts])
     layer, pair = next(iter(composed.items()))
-    summed = sum(c[layer].A.double() @ c[layer].B.double().mT for c in lessons.concepts)
-    assert torch.allclose(pair.A.double() @ pair.B.double().mT, summed, atol=1e-12)
+    summed = sum(c[layer].up.double() @ c[layer].basis.double().mT for c in lessons.concepts)
+    assert torch.allclose(pair.up.double() @ pair.basis.double().mT, summed, atol=1e-12)
 
 
 def test_crosstalk_is_below_that_of_independent_loras(small):
@@ -86,7 +86,7 @@ def test_layers_of_low_contrast_get_no_rank(small, monkeypatch):
     layers = bench.model.layers("attention and mlp")
     examples = subjects.training_examples(bench.model, subjects.tuning_concepts(1)[0], 0)
     batches = Batches(examples, bench.model.denoiser, 4, torch.Generator().manual_seed(0))
-    seen = finish(measure_concept(bench.model.denoiser, layers, batches))
+    seen = run_to_end(measure_concept(bench.model.denoiser, layers, batches))
     own, rest = (moments[layer].sketch.double() for moments in (seen, bench.prior))
     start = torch.linalg.eig(torch.linalg.solve(rest + 0.1 * rest.diagonal().mean() * torch.eye(len(rest)), own))
     best = start.eigenvectors[:, start.eigenvalues.real.argmax()].real

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from seqlora.io.safetensors_file import read_tensors, write_tensors
-from seqlora.library.store import Library, Turn
+from seqlora.library.store import Library, LibraryLock
 from seqlora.library.thumbnails import KEY, decode
 from seqlora.library.verify import verify
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 from seqlora.training.train import teach
 from tests.support.events import listening
 from tests.support.hosts import HostServer
-from tests.support.small import QUICK, SmallModel, contents, relist, small_lesson
+from tests.support.small import QUICK, SmallModel, contents, relist, small_request
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 ATTACKS = [
@@ -46,7 +46,7 @@ def taught(server: HostServer) -> Library:
     library = Library.create(server.models_dir / "seqlora" / "shelf", rank=4, capacity=3, targets="attention and mlp")
     model = SmallModel()
     for seed, name in enumerate(("cat", "dog")):
-        library = finish(teach(library, small_lesson(name, seed), QUICK, model)).library
+        library = run_to_end(teach(library, small_request(name, seed), QUICK, model)).library
     return library
 
 
@@ -137,7 +137,7 @@ def test_renaming_and_removing(server: HostServer, library: Library):
         assert [one["name"] for one in about["concepts"]] == ["cat", "hound"]
         now = Library.open(library.path)
         assert now.names == ["cat", "hound"] and now.thumbnail("hound") == picture
-        assert all(pair.B.equal(tensors[layer].B) for layer, pair in now.load("hound").items())
+        assert all(pair.basis.equal(tensors[layer].basis) for layer, pair in now.load("hound").items())
         about = server.post(concept_path("hound", "remove"), {})
         assert [one["name"] for one in about["concepts"]] == ["cat"] and about["left"] == 2
         assert heard.wait("seqlora.library", 2) == [{"name": "shelf"}] * 2
@@ -170,8 +170,8 @@ def test_a_name_that_cannot_be_changes_nothing(server: HostServer, library: Libr
 
 @pytest.mark.parametrize("action", CHANGES)
 def test_a_training_that_writes_is_told_at_once(server: HostServer, library: Library, action: str):
-    turn = Turn(library.path)
-    assert turn.comes(within=5)
+    turn = LibraryLock(library.path)
+    assert turn.acquire(timeout=5)
     with turn:
         began = time.monotonic()
         status, sentence = refused(server, concept_path("dog", action), b'{"to": "hound"}')

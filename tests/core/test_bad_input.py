@@ -15,10 +15,10 @@ from seqlora.library.composition import compose_library
 from seqlora.library.store import Library
 from seqlora.lora.compose import parse_selection
 from seqlora.settings import Settings
-from seqlora.training.progress import finish
-from seqlora.training.request import Lesson
+from seqlora.training.progress import run_to_end
+from seqlora.training.request import TrainingRequest
 from seqlora.training.train import teach
-from tests.support.small import QUICK, SmallDenoiser, SmallModel, contents, full_library, rewrite, small_lesson, small_pictures
+from tests.support.small import QUICK, SmallDenoiser, SmallModel, contents, full_library, rewrite, small_pictures, small_request
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def library(taught, tmp_path):
 class Request:
     """A fifth concept for a library of four: good as it is, until a test spoils one part."""
 
-    lesson: Lesson = field(default_factory=lambda: small_lesson("bird", 2))
+    lesson: TrainingRequest = field(default_factory=lambda: small_request("bird", 2))
     settings: Settings = QUICK
     model: SmallModel = field(default_factory=SmallModel)
 
@@ -45,7 +45,7 @@ def with_picture(picture):
     """Three pictures, the second of which is this one."""
     pictures = small_pictures(2)
     pictures[1] = picture
-    return Request(small_lesson("bird", pictures=pictures))
+    return Request(small_request("bird", pictures=pictures))
 
 
 def with_pixel(value):
@@ -63,7 +63,7 @@ class BlindModel(SmallModel):
 
 
 EARLY = {
-    "no images": (lambda: Request(small_lesson("bird", pictures=[])), "There are no pictures; connect at least one image"),
+    "no images": (lambda: Request(small_request("bird", pictures=[])), "There are no pictures; connect at least one image"),
     "NaN image": (lambda: with_pixel(float("nan")), "Picture 2 holds values that are not numbers; replace it"),
     "infinite image": (lambda: with_pixel(float("inf")), "Picture 2 holds values that are not numbers"),
     "black image": (lambda: with_picture(torch.zeros(24, 24, 3)), "Picture 2 is one flat colour; replace it"),
@@ -77,17 +77,17 @@ EARLY = {
         "Picture 2 was encoded to values that are not numbers; run the VAE",
     ),
     "too few captions": (
-        lambda: Request(small_lesson("bird", captions=("a zyx", "zyx"))),
+        lambda: Request(small_request("bird", captions=("a zyx", "zyx"))),
         "There are 2 captions for 3 pictures; give one caption per picture, or none",
     ),
-    "empty name": (lambda: Request(small_lesson("  ")), "The concept name is empty; give it a name"),
+    "empty name": (lambda: Request(small_request("  ")), "The concept name is empty; give it a name"),
     "duplicate name": (
-        lambda: Request(small_lesson("Cat", 2)),
+        lambda: Request(small_request("Cat", 2)),
         "Library 'pets' has a concept 'Cat' already; choose another name",
     ),
-    "path-like name": (lambda: Request(small_lesson("../cat")), "The concept name '../cat' .*; use letters"),
-    "name with a slash": (lambda: Request(small_lesson("a/b")), "The concept name 'a/b' contains '/'; use letters"),
-    "empty trigger": (lambda: Request(small_lesson("bird", trigger=" ")), "The trigger is empty; give a made-up word"),
+    "path-like name": (lambda: Request(small_request("../cat")), "The concept name '../cat' .*; use letters"),
+    "name with a slash": (lambda: Request(small_request("a/b")), "The concept name 'a/b' contains '/'; use letters"),
+    "empty trigger": (lambda: Request(small_request("bird", trigger=" ")), "The trigger is empty; give a made-up word"),
     "library of another base": (
         lambda: Request(model=SmallModel(width=48)),
         r"'pets' belongs to another model \(other\): layer diffusion_model.blocks.0.attn_q is 48 x 48 here, 32 x 32 there",
@@ -104,7 +104,7 @@ def refused(library, request, sentence):
     before, forwards = contents(library.path), []
     handle = request.model.denoiser.net.register_forward_hook(lambda *_: forwards.append(1))
     with pytest.raises(SeqLoRAError, match=sentence) as found:
-        finish(teach(library, request.lesson, request.settings, request.model))
+        run_to_end(teach(library, request.lesson, request.settings, request.model))
     handle.remove()
     text = str(found.value)
     assert text.endswith(".") and "\n" not in text
@@ -121,7 +121,7 @@ def test_refused_before_any_work(library, make, sentence):
 
 
 def test_the_request_is_good_otherwise(library):
-    taught = finish(teach(library, Request().lesson, QUICK, Request().model))
+    taught = run_to_end(teach(library, Request().lesson, QUICK, Request().model))
     assert taught.library.names == ["cat", "dog", "elk", "fox", "bird"]
     assert len(taught.record.full_layers) == 6 == taught.report["full_layers"]  # the fallback is on, and is recorded
 
@@ -191,4 +191,4 @@ def test_a_model_without_attention(library):
     model = SmallModel()
     model.denoiser.net = torch.nn.Sequential(torch.nn.Linear(4, 4))
     with pytest.raises(SeqLoRAError, match="No attention layers were found in this model; use a diffusion model"):
-        finish(teach(library, small_lesson("bird"), QUICK, model))
+        run_to_end(teach(library, small_request("bird"), QUICK, model))

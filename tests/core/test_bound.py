@@ -8,7 +8,7 @@ from torch.linalg import qr
 
 from seqlora.diffusion.batches import Batches
 from seqlora.errors import SeqLoRAError
-from seqlora.lora.types import Pair
+from seqlora.lora.types import LoRAPair
 from seqlora.method import moments as moments_module
 from seqlora.method.bound import change_energy, check_bound, disturbance, forgetting_bound, residual_interference, share
 from seqlora.method.moments import Moment, Moments, Recorder
@@ -33,7 +33,7 @@ def three_concepts(orthogonal):
     found = [{}, {}, {}]
     for place, (layer, (m, n)) in enumerate(LAYERS.items()):
         for i, B in enumerate(bases(n, 10 * place, orthogonal)):
-            found[i][layer] = Pair(randn(m, RANK, seed=100 + 10 * place + i), B)
+            found[i][layer] = LoRAPair(randn(m, RANK, seed=100 + 10 * place + i), B)
     return found
 
 
@@ -56,7 +56,7 @@ SEEN = Moments({layer: moment_of(c) for layer, c in C.items()}, {layer: layer fo
 
 def others(concepts, j, layer):
     """M, m x n."""
-    return sum(c[layer].A @ c[layer].B.mT for i, c in enumerate(concepts) if i != j)
+    return sum(c[layer].up @ c[layer].basis.mT for i, c in enumerate(concepts) if i != j)
 
 
 @pytest.mark.parametrize("orthogonal", [True, False], ids=["exact", "metric"])
@@ -90,7 +90,7 @@ def test_only_the_residual_counts_where_bases_are_orthogonal():
     """A million times more energy in concept 0's own directions changes nothing there, and much on a metric layer."""
     for orthogonal in (True, False):
         concepts = three_concepts(orthogonal)
-        B = concepts[0]["tall"].B
+        B = concepts[0]["tall"].basis
         louder = Moments({"tall": moment_of(C["tall"] + 1e6 * B @ B.mT)}, {"tall": "tall"}, OUTPUT)
         before, after = (disturbance(concepts, 0, seen, "tall").trace for seen in (SEEN, louder))
         assert after == pytest.approx(before, rel=1e-6) if orthogonal else after > 1000 * before
@@ -168,7 +168,10 @@ def test_residual_interference_and_own_change_are_those_of_the_matrices():
     concepts = three_concepts(False)
     for j, found in enumerate(residual_interference(concepts, [SEEN] * 3)):
         taken = sum(
-            float((c[layer].B.mT @ C[layer] @ c[layer].B).trace()) for layer in LAYERS for i, c in enumerate(concepts) if i != j
+            float((c[layer].basis.mT @ C[layer] @ c[layer].basis).trace())
+            for layer in LAYERS
+            for i, c in enumerate(concepts)
+            if i != j
         )
         disturbed = sum(float((others(concepts, j, layer) @ C[layer] @ others(concepts, j, layer).mT).trace()) for layer in C)
         assert found.basis == pytest.approx(taken / sum(float(c.trace()) for c in C.values()), rel=1e-6)
@@ -183,7 +186,7 @@ def small_setting():
     layers = small_layers(denoiser)
     concepts = [
         {
-            name: Pair(torch.randn(module.out_features, RANK), qr(torch.randn(module.in_features, RANK))[0])
+            name: LoRAPair(torch.randn(module.out_features, RANK), qr(torch.randn(module.in_features, RANK))[0])
             for name, module in layers.items()
         }
         for _ in range(3)

@@ -21,9 +21,9 @@ from seqlora.errors import SeqLoRAError
 from seqlora.library.store import Library
 from seqlora.settings import method_settings
 from seqlora.training.checkpoint import FOLDER
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 from seqlora.training.train import about, teach, thinned
-from tests.support.small import QUICK, SmallDenoiser, SmallModel, contents, small_lesson
+from tests.support.small import QUICK, SmallDenoiser, SmallModel, contents, small_request
 
 STEPS = 12
 PLAIN = QUICK.with_(steps=STEPS, batch_size=2, interference=0.0, context="modular", basis_start="random")
@@ -43,7 +43,7 @@ def pets(tmp_path_factory):
     """A library of two concepts with room for more."""
     library = Library.create(tmp_path_factory.mktemp("models") / "pets", 4, 8, "attention and mlp")
     for seed, name in enumerate(("cat", "dog")):
-        library = finish(teach(library, small_lesson(name, seed), QUICK, SmallModel())).library
+        library = run_to_end(teach(library, small_request(name, seed), QUICK, SmallModel())).library
     return library.path
 
 
@@ -54,7 +54,7 @@ def library(pets, tmp_path):
 
 
 def bird(library, settings, model=None, **options):
-    return teach(library, small_lesson("bird", 2), settings, model or SmallModel(), **options)
+    return teach(library, small_request("bird", 2), settings, model or SmallModel(), **options)
 
 
 def stop_at(steps, step):
@@ -100,7 +100,7 @@ def straight(pets, tmp_path_factory):
         if schedule not in taught:
             path = tmp_path_factory.mktemp("straight") / "pets"
             shutil.copytree(pets, path)
-            taught[schedule] = finish(bird(Library.open(path), SCHEDULES[schedule]))
+            taught[schedule] = run_to_end(bird(Library.open(path), SCHEDULES[schedule]))
         return taught[schedule]
 
     return once
@@ -140,7 +140,7 @@ def test_a_resumed_training_ends_as_if_it_had_never_stopped(library, straight, s
     stopped_at = stop_at(bird(library, SCHEDULES[schedule]), cut)
     assert without_checkpoints(library) == before and len(files_in(library)) == 1
     told = []
-    resumed = finish(bird(library, SCHEDULES[schedule]), told.append)
+    resumed = run_to_end(bird(library, SCHEDULES[schedule]), told.append)
     assert identical(straight(schedule), resumed)
     assert resumed.report["resumed_at"] == stopped_at and resumed.report["steps"] == STEPS
     assert {p.phase for p in told} == {"training", "saving"} and [p.step for p in told][:1] == [stopped_at]
@@ -153,7 +153,7 @@ def test_the_time_reported_is_that_of_all_sessions(library):
     next(first)
     time.sleep(3.0)  # longer than the second session takes
     stop_at(first, 2)
-    assert finish(bird(library, SCHEDULES["joint"])).report["seconds"] >= 3.0
+    assert run_to_end(bird(library, SCHEDULES["joint"])).report["seconds"] >= 3.0
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_the_time_reported_is_that_of_all_sessions(library):
 def test_a_pass_that_is_interrupted_loses_its_step_only(library, straight, schedule, at):
     """Finite differences: a step of 1 pass, then one of 4, in which A is moved away and put back."""
     with pytest.raises(Interrupt):
-        finish(bird(library, SCHEDULES[schedule], interrupted(at, Interrupt())))
+        run_to_end(bird(library, SCHEDULES[schedule], interrupted(at, Interrupt())))
     done = max(step for step in ([1, 5] if schedule == "finite_difference" else range(at)) if step < at)
-    resumed = finish(bird(library, SCHEDULES[schedule]))
+    resumed = run_to_end(bird(library, SCHEDULES[schedule]))
     assert resumed.report["resumed_at"] == done and identical(straight(schedule), resumed)
 
 
@@ -172,7 +172,7 @@ def test_stopped_again_and_again(library, straight):
     for step in (1, 2, 2, 7, 7, 11):
         stop_at(bird(library, SCHEDULES["joint"]), step)
         assert len(files_in(library)) == 1
-    assert identical(straight("joint"), finish(bird(library, SCHEDULES["joint"])))
+    assert identical(straight("joint"), run_to_end(bird(library, SCHEDULES["joint"])))
 
 
 def test_the_first_concept_of_a_library(tmp_path):
@@ -188,7 +188,7 @@ def test_the_first_concept_of_a_library(tmp_path):
             stopped = bird(library, SCHEDULES["joint"].with_(seed=1))  # another request takes G over, too
             measured = list(takewhile(lambda progress: progress.phase == "measuring", stopped))
             assert len(measured) == 24 and stopped.close() is None  # moments of its own pictures, two at a time
-        results.append(finish(bird(library, SCHEDULES["joint"]), told.append if name == "stopped" else lambda _: None))
+        results.append(run_to_end(bird(library, SCHEDULES["joint"]), told.append if name == "stopped" else lambda _: None))
     assert identical(*results) and {p.phase for p in told} == {"training", "saving"}
     assert results[0].library.prior().output_energy == results[1].library.prior().output_energy
     assert not (tmp_path / "straight" / FOLDER).exists()
@@ -201,9 +201,9 @@ def test_bf16_goes_on_as_well(library, tmp_path):
         return small
 
     shutil.copytree(library.path, tmp_path / "other" / "pets")
-    one = finish(bird(Library.open(tmp_path / "other" / "pets"), QUICK, model()))
+    one = run_to_end(bird(Library.open(tmp_path / "other" / "pets"), QUICK, model()))
     stop_at(bird(library, QUICK, model()), 6)
-    assert identical(one, finish(bird(library, QUICK, model()))) and one.report["precision"] == "bfloat16"
+    assert identical(one, run_to_end(bird(library, QUICK, model()))) and one.report["precision"] == "bfloat16"
 
 
 def test_minutes_pass(library):
@@ -241,7 +241,7 @@ def other_format(path, library):
 
 
 def another_concept(path, library):
-    finish(teach(library, small_lesson("fish", 9), QUICK, SmallModel()))
+    run_to_end(teach(library, small_request("fish", 9), QUICK, SmallModel()))
 
 
 def flip(data):
@@ -269,9 +269,9 @@ def test_what_does_not_fit_is_set_aside(library, tmp_path, spoil, sentence):
     spoil(path, library)
     library, data = Library.open(library.path), path.read_bytes()
     shutil.copytree(library.path, tmp_path / "other" / "pets", ignore=shutil.ignore_patterns(FOLDER))
-    anew = finish(bird(Library.open(tmp_path / "other" / "pets"), SCHEDULES["joint"]))
+    anew = run_to_end(bird(Library.open(tmp_path / "other" / "pets"), SCHEDULES["joint"]))
     told = []
-    taught = finish(bird(library, SCHEDULES["joint"]), told.append)
+    taught = run_to_end(bird(library, SCHEDULES["joint"]), told.append)
     (note,) = [p.note for p in told if p.note]
     assert str(path) in note and sentence in note and note.endswith("; it was set aside and the training starts anew.")
     assert taught.report["note"] == note and "resumed_at" not in taught.report
@@ -282,7 +282,7 @@ def test_what_does_not_fit_is_set_aside(library, tmp_path, spoil, sentence):
 def test_another_request_does_not_take_it(library):
     stop_at(bird(library, SCHEDULES["joint"]), 4)
     told = []
-    taught = finish(bird(library, SCHEDULES["joint"].with_(seed=1)), told.append)
+    taught = run_to_end(bird(library, SCHEDULES["joint"].with_(seed=1)), told.append)
     assert "resumed_at" not in taught.report and not any(p.note for p in told) and len(files_in(library)) == 1
 
 
@@ -290,8 +290,8 @@ def test_replacing_a_concept_is_another_training_than_adding_one(library):
     """The request is the same, but what is taught beside it is not."""
     stop_at(bird(library, SCHEDULES["joint"]), 4)
     told = []
-    lesson = small_lesson("dog", 2)
-    taught = finish(teach(library, lesson, SCHEDULES["joint"], SmallModel(), replace=True), told.append)
+    lesson = small_request("dog", 2)
+    taught = run_to_end(teach(library, lesson, SCHEDULES["joint"], SmallModel(), replace=True), told.append)
     assert "is of another state of the library" in taught.report["note"] and "resumed_at" not in taught.report
 
 
@@ -300,11 +300,11 @@ def test_a_checkpoint_of_a_finished_concept_goes_away(library):
     stop_at(bird(library, SCHEDULES["joint"]), 4)
     (path,) = files_in(library)
     data = path.read_bytes()
-    library = finish(bird(library, SCHEDULES["joint"])).library
+    library = run_to_end(bird(library, SCHEDULES["joint"])).library
     path.parent.mkdir()
     path.write_bytes(data)
     (path.parent / f".{path.name}.123.tmp").write_bytes(data[:100])  # while it wrote
-    assert finish(bird(library, SCHEDULES["joint"])).reused and not path.parent.exists()
+    assert run_to_end(bird(library, SCHEDULES["joint"])).reused and not path.parent.exists()
 
 
 # -- what goes wrong
@@ -322,8 +322,8 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(library):
     model.denoiser = Failing(6, None)
     sentence = r"^The loss was no longer a number at step 6; lower learning_rate .* its checkpoint of step 5 stays\.$"
     with pytest.raises(SeqLoRAError, match=sentence):
-        finish(bird(library, QUICK, model, checkpoint_minutes=1e-9))
-    assert finish(bird(library, QUICK)).report["resumed_at"] == 5
+        run_to_end(bird(library, QUICK, model, checkpoint_minutes=1e-9))
+    assert run_to_end(bird(library, QUICK)).report["resumed_at"] == 5
 
 
 def test_values_that_are_no_numbers_are_not_kept(library):
@@ -358,8 +358,8 @@ def test_memory_that_runs_out_on_the_way(library):
 
     model.denoiser = Hungry(0, None)
     with pytest.raises(SeqLoRAError, match=r"ran out of memory; lower batch_size .*; its checkpoint of step 4 stays\.$"):
-        finish(bird(library, QUICK, model))
-    assert finish(bird(library, QUICK)).report["resumed_at"] == 4
+        run_to_end(bird(library, QUICK, model))
+    assert run_to_end(bird(library, QUICK)).report["resumed_at"] == 4
 
 
 def test_a_model_without_gradients(library):
@@ -372,14 +372,14 @@ def test_a_model_without_gradients(library):
     model.denoiser = Stiff()
     before = contents(library.path)
     with pytest.raises(SeqLoRAError, match="^This model runs without gradients here, so it cannot be taught;"):
-        finish(bird(library, QUICK, model))
+        run_to_end(bird(library, QUICK, model))
     assert contents(library.path) == before
 
 
 def test_a_disk_that_refuses_does_not_stop_the_training(library):
     (library.path / FOLDER).write_text("a file where the folder should be")
     told = []
-    taught = finish(bird(library, QUICK, checkpoint_minutes=1e-9), told.append)
+    taught = run_to_end(bird(library, QUICK, checkpoint_minutes=1e-9), told.append)
     assert taught.library.names == ["cat", "dog", "bird"]
     assert {p.note[:15] for p in told if p.note} == {"Could not write"}
 
@@ -395,14 +395,14 @@ def test_keep_files_the_concept_as_it_is(library, tmp_path):
         told.append(progress)
         return "keep" if progress.phase == "training" and progress.step >= 7 else None
 
-    kept = finish(bird(library, settings), tell)
+    kept = run_to_end(bird(library, settings), tell)
     assert [p.step for p in told if p.phase == "training"] == [1, 2, 3, 4, 5, 6, 7]
     assert kept.library.names == ["cat", "dog", "bird"] and not (library.path / FOLDER).exists()
     assert kept.report["steps"] == kept.report["ended_early_at"] == 7 == len(kept.losses)
     assert kept.record.metrics["ended_early_at"] == 7 and kept.record.settings["steps"] == 40
-    assert max(float(pair.A.abs().max()) for pair in kept.library.load("bird").values()) > 0
+    assert max(float(pair.up.abs().max()) for pair in kept.library.load("bird").values()) > 0
 
-    again = finish(bird(kept.library, settings))  # the same request is content with it
+    again = run_to_end(bird(kept.library, settings))  # the same request is content with it
     assert again.reused and again.report["ended_early_at"] == 7 and again.record == kept.record
 
 
@@ -410,21 +410,21 @@ def test_keep_takes_the_step_in_whole(library, tmp_path):
     """What is kept at step 5 is what going on from step 5 starts with."""
     shutil.copytree(library.path, tmp_path / "pets 2")
     other = Library.open(tmp_path / "pets 2")
-    kept = finish(bird(library, SCHEDULES["joint"]), lambda p: "keep" if p.phase == "training" and p.step == 5 else None)
+    kept = run_to_end(bird(library, SCHEDULES["joint"]), lambda p: "keep" if p.phase == "training" and p.step == 5 else None)
     stop_at(bird(other, SCHEDULES["joint"]), 5)
-    went_on = finish(bird(other, SCHEDULES["joint"]), lambda p: "keep" if p.phase == "training" else None)
+    went_on = run_to_end(bird(other, SCHEDULES["joint"]), lambda p: "keep" if p.phase == "training" else None)
     assert went_on.report["ended_early_at"] == 6 and list(went_on.losses)[:5] == list(kept.losses)
 
 
 def test_keep_before_the_first_step_is_not_taken(library):
     told = []
-    kept = finish(bird(library, QUICK), lambda p: told.append(p) or "keep")
+    kept = run_to_end(bird(library, QUICK), lambda p: told.append(p) or "keep")
     assert kept.report["ended_early_at"] == 1 and "measuring" in {p.phase for p in told}
 
 
 def test_a_concept_that_is_found_again_has_its_curve(library):
-    taught = finish(bird(library, QUICK.with_(steps=30)))
-    again = finish(bird(taught.library, QUICK.with_(steps=30)))
+    taught = run_to_end(bird(library, QUICK.with_(steps=30)))
+    again = run_to_end(bird(taught.library, QUICK.with_(steps=30)))
     assert list(again.losses) == pytest.approx(taught.losses, abs=1e-6) and len(taught.losses) == 30
     assert about(again)["settings"]["steps"] == 30 and "losses" not in about(again)
     assert {k: v for k, v in about(again).items() if k != "reused"} == about(taught)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from seqlora.errors import SeqLoRAError
 from seqlora.lora.compose import compose, parse_selection
-from seqlora.lora.types import Pair
+from seqlora.lora.types import LoRAPair
 
 LAYERS = {"a": (6, 10), "b": (20, 5)}
 
@@ -15,7 +15,7 @@ LAYERS = {"a": (6, 10), "b": (20, 5)}
 def concept(seed, rank, layers=LAYERS, dtype=torch.float32):
     g = torch.Generator().manual_seed(seed)
     return {
-        name: Pair(torch.randn(m, rank, generator=g).to(dtype), torch.randn(n, rank, generator=g).to(dtype))
+        name: LoRAPair(torch.randn(m, rank, generator=g).to(dtype), torch.randn(n, rank, generator=g).to(dtype))
         for name, (m, n) in layers.items()
     }
 
@@ -27,7 +27,7 @@ def test_the_concatenation_is_the_sum(parts):
     found = compose(concepts)
     assert set(found) == set(LAYERS)
     for layer, (A, B) in found.items():
-        terms = [s * c[layer].A.double() @ c[layer].B.double().mT for c, s in concepts]
+        terms = [s * c[layer].up.double() @ c[layer].basis.double().mT for c, s in concepts]
         largest = max(float(term.norm()) for term in terms)
         assert float((A.double() @ B.double().mT - sum(terms)).norm()) <= 1e-6 * largest
         assert A.shape[1] == B.shape[1] == sum(rank for _, rank, _ in parts)
@@ -36,14 +36,14 @@ def test_the_concatenation_is_the_sum(parts):
 def test_each_concept_has_its_own_block_in_order():
     one, two = concept(1, 2), concept(2, 3)
     found = compose([(one, 1.0), (two, 0.5)])["a"]
-    assert torch.equal(found.B, torch.cat([one["a"].B, two["a"].B], 1))
-    assert torch.equal(found.A, torch.cat([one["a"].A, 0.5 * two["a"].A], 1))
+    assert torch.equal(found.basis, torch.cat([one["a"].basis, two["a"].basis], 1))
+    assert torch.equal(found.up, torch.cat([one["a"].up, 0.5 * two["a"].up], 1))
 
 
 def test_a_layer_that_one_concept_lacks_holds_the_others():
     whole, part = concept(1, 2), concept(2, 3, {"a": LAYERS["a"]})
     found = compose([(whole, 1.0), (part, 1.0)])
-    assert found["a"].A.shape[1] == 5 and found["b"].A.shape[1] == 2
+    assert found["a"].up.shape[1] == 5 and found["b"].up.shape[1] == 2
 
 
 def test_nothing_composes_to_nothing():

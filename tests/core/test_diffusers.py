@@ -28,11 +28,11 @@ from seqlora.library.composition import compose_library  # noqa: E402
 from seqlora.library.store import Library  # noqa: E402
 from seqlora.lora.layouts import PREFIX  # noqa: E402
 from seqlora.lora.targets import choose_layers  # noqa: E402
-from seqlora.lora.types import Pair  # noqa: E402
+from seqlora.lora.types import LoRAPair  # noqa: E402
 from seqlora.method.metrics import basis_error  # noqa: E402
 from seqlora.settings import Settings  # noqa: E402
-from seqlora.training.progress import finish  # noqa: E402
-from seqlora.training.request import Lesson  # noqa: E402
+from seqlora.training.progress import run_to_end  # noqa: E402
+from seqlora.training.request import TrainingRequest  # noqa: E402
 from seqlora.training.train import teach  # noqa: E402
 from tests.support.tiny_pipelines import PIPELINES, SD_SCHEDULE, UNET, XL_UNET, flux_transformer, saved, sd3_transformer  # noqa: E402
 
@@ -185,9 +185,9 @@ def test_flux_shift_grows_with_the_picture_as_in_diffusers():
 # training
 
 
-def lesson(seed: int = 0, side: int = 16) -> Lesson:
+def lesson(seed: int = 0, side: int = 16) -> TrainingRequest:
     generator = torch.Generator().manual_seed(seed)
-    return Lesson(f"dog {seed}", f"zyx{seed}", "dog", list(torch.rand(3, side, side, 3, generator=generator)))
+    return TrainingRequest(f"dog {seed}", f"zyx{seed}", "dog", list(torch.rand(3, side, side, 3, generator=generator)))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def library(model: PipelineModel, tmp_path_factory: pytest.TempPathFactory) -> L
     """Two concepts."""
     library = Library.create(tmp_path_factory.mktemp("library") / "dogs", rank=2, capacity=8, targets="attention and mlp")
     for seed in range(2):
-        library = finish(teach(library, lesson(seed), SETTINGS, model)).library
+        library = run_to_end(teach(library, lesson(seed), SETTINGS, model)).library
     return library
 
 
@@ -203,7 +203,7 @@ def test_concepts_are_taught_and_drawn(model, library, kind):
     assert library.base.layout == model.layout
     first, second = (library.load(name) for name in library.names)
     # What the last SD3 block makes of the text goes nowhere, so its query learns nothing.
-    idle = {name for name, pair in first.items() if not pair.A.any()}
+    idle = {name for name, pair in first.items() if not pair.up.any()}
     assert idle == ({"transformer.transformer_blocks.1.attn.add_q_proj"} if kind == "sd3" else set())
     assert max(basis_error([first, second])) < 1e-5
     assert all(math.isfinite(record.metrics["last_loss"]) for record in library.concepts)
@@ -226,7 +226,7 @@ def test_teaching_lowers_the_loss(tmp_path):
     model = quick(load_pipeline(saved("sd", tmp_path), "cpu"))
     library = Library.create(tmp_path / "dogs", rank=4, capacity=4, targets="attention and mlp")
     settings = SETTINGS.with_(steps=60, batch_size=3, learning_rate=3e-2)
-    losses = finish(teach(library, lesson(), settings, model)).losses
+    losses = run_to_end(teach(library, lesson(), settings, model)).losses
     assert sum(losses[-15:]) < 0.97 * sum(losses[:15])
 
 
@@ -236,9 +236,9 @@ def test_bfloat16_and_gradient_checkpointing_train(folder, tmp_path):
     model = quick(load_pipeline(folder, "cpu", torch.bfloat16))
     model.network.enable_gradient_checkpointing()
     library = Library.create(tmp_path / "dogs", rank=2, capacity=8, targets="attention")
-    taught = finish(teach(library, lesson(), SETTINGS.with_(steps=3), model))
+    taught = run_to_end(teach(library, lesson(), SETTINGS.with_(steps=3), model))
     assert all(math.isfinite(loss) for loss in taught.losses)
-    assert any(pair.A.norm() > 0 for pair in taught.library.load("dog 0").values())
+    assert any(pair.up.norm() > 0 for pair in taught.library.load("dog 0").values())
 
 
 def test_gradient_checkpointing_changes_no_gradient(folder, tmp_path):
@@ -249,7 +249,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder, tmp_path):
             model.network.enable_gradient_checkpointing()
         library = Library.create(tmp_path / f"dogs{checkpointing}", rank=2, capacity=8, targets="attention and mlp")
         settings = SETTINGS.with_(steps=3, interference=0.0, basis_start="random")
-        taught.append(finish(teach(library, lesson(), settings, model)).library.load("dog 0"))
+        taught.append(run_to_end(teach(library, lesson(), settings, model)).library.load("dog 0"))
     for name, pair in taught[0].items():
         torch.testing.assert_close(pair, taught[1][name], rtol=1e-4, atol=1e-6)
 
@@ -258,7 +258,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder, tmp_path):
 def test_a_gpu_teaches_and_draws(folder, kind, tmp_path):
     model = load_pipeline(folder)
     library = Library.create(tmp_path / "dogs", rank=2, capacity=8, targets="attention and mlp")
-    library = finish(teach(library, lesson(), SETTINGS.with_(steps=3), model)).library
+    library = run_to_end(teach(library, lesson(), SETTINGS.with_(steps=3), model)).library
     assert {p.device.type for p in model.pipe.text_encoder.parameters()} == {"cpu"}
     assert {p.device.type for p in model.network.parameters()} == {"cuda"} and model.network.is_gradient_checkpointing
     with model.using(compose_library(library, {"dog 0": 1.0})):
@@ -387,11 +387,11 @@ def test_folders_of_half_precision_files_load(tmp_path):
 def test_concepts_of_another_model_are_refused(model, kind):
     name = next(iter(model.layers("attention")))
     with pytest.raises(SeqLoRAError, match="use the model that the library belongs to"):
-        with model.using({name: Pair(torch.zeros(5, 1), torch.zeros(3, 1))}):
+        with model.using({name: LoRAPair(torch.zeros(5, 1), torch.zeros(3, 1))}):
             pass
     for stranger in (f"{PREFIX}blocks.0.attn.qkv", "transformer.transformer_blocks.99.attn.to_q"):
         with pytest.raises(SeqLoRAError, match="use the model that the library belongs to"):
-            with model.using({stranger: Pair(torch.zeros(32, 1), torch.zeros(32, 1))}):
+            with model.using({stranger: LoRAPair(torch.zeros(32, 1), torch.zeros(32, 1))}):
                 pass
 
 

@@ -20,9 +20,9 @@ from seqlora.library.store import Base, Library  # noqa: E402
 from seqlora.lora.formats import from_native, to_kohya, to_native  # noqa: E402
 from seqlora.lora.layouts import PREFIX, TRANSFORMER, native_to_diffusers  # noqa: E402
 from seqlora.lora.targets import layer_shapes  # noqa: E402
-from seqlora.lora.types import Pair  # noqa: E402
+from seqlora.lora.types import LoRAPair  # noqa: E402
 from seqlora.method.moments import Moments  # noqa: E402
-from seqlora.method.trained import Trained  # noqa: E402
+from seqlora.method.trained import TrainedConcept  # noqa: E402
 from tests.support.tiny_pipelines import saved  # noqa: E402
 
 SELECTION = {"one": 1.0, "two": -0.5}
@@ -47,10 +47,10 @@ NATIVE = {  # ComfyUI's layers of the tiny transformers: name -> the diffusers l
 }
 
 
-def random_concept(shapes: dict[str, tuple[int, int]], seed: int, rank: int = 3) -> dict[str, Pair]:
+def random_concept(shapes: dict[str, tuple[int, int]], seed: int, rank: int = 3) -> dict[str, LoRAPair]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: Pair(
+        name: LoRAPair(
             0.3 * torch.randn(m, rank, generator=generator),
             torch.linalg.qr(torch.randn(n, rank, generator=generator))[0].contiguous(),
         )
@@ -70,12 +70,14 @@ def library_of(path: Path, model: PipelineModel, shapes: dict[str, tuple[int, in
     library = Library.create(path, rank=3, capacity=1, targets="attention and mlp")
     library = library.with_base(Base(dict(model.layout), {name: list(shape) for name, shape in shapes.items()}), None)
     for seed, name in enumerate(SELECTION):
-        library = library.add(name, f"zyx{seed}", "dog", Trained(random_concept(shapes, seed), Moments({}, {}, {}), []), {})
+        library = library.add(
+            name, f"zyx{seed}", "dog", TrainedConcept(random_concept(shapes, seed), Moments({}, {}, {}), []), {}
+        )
     return library
 
 
 @torch.no_grad()
-def prediction(model: PipelineModel, composed: dict[str, Pair] | None = None) -> torch.Tensor:
+def prediction(model: PipelineModel, composed: dict[str, LoRAPair] | None = None) -> torch.Tensor:
     x = torch.randn(2, model.latent_shape[0], 8, 8, generator=torch.Generator().manual_seed(3))
     cond = model.encode_captions(["a photo of zyx0 dog", "a cat"])
     with model.using(composed or {}):
@@ -133,7 +135,7 @@ def test_a_library_from_comfyui_acts_on_the_rows_it_was_taught_on(model, tmp_pat
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     for native, parts in NATIVE[model.layout["family"]].items():
         pair = composed[PREFIX + native]
-        rows = (pair.A @ pair.B.T).split([modules[part].out_features for part in parts])
+        rows = (pair.up @ pair.basis.T).split([modules[part].out_features for part in parts])
         for part, change in zip(parts, rows, strict=True):
             modules[part].weight += change
     change = prediction(model) - bare

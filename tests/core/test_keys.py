@@ -24,7 +24,7 @@ from seqlora.lora.layouts import (
     unet_state_dict_to_native,
 )
 from seqlora.lora.targets import choose_layers, layer_shapes
-from seqlora.lora.types import Pair
+from seqlora.lora.types import LoRAPair
 from tests.support.hosts import run_in_host
 
 diffusers = pytest.importorskip("diffusers")
@@ -95,22 +95,22 @@ def meta_unet(name: str) -> nn.Module:
         return diffusers.UNet2DConditionModel(**UNETS[name])
 
 
-def concept_of(shapes: dict[str, tuple[int, int]], rank: int = 2) -> dict[str, Pair]:
+def concept_of(shapes: dict[str, tuple[int, int]], rank: int = 2) -> dict[str, LoRAPair]:
     generator = torch.Generator().manual_seed(0)
     return {
-        name: Pair(torch.randn(m, rank, generator=generator), torch.randn(n, rank, generator=generator))
+        name: LoRAPair(torch.randn(m, rank, generator=generator), torch.randn(n, rank, generator=generator))
         for name, (m, n) in shapes.items()
     }
 
 
-def unet_concept(name: str, rank: int = 2) -> dict[str, Pair]:
+def unet_concept(name: str, rank: int = 2) -> dict[str, LoRAPair]:
     """A pair for every attention and MLP layer."""
     names = diffusers_unet_names(UNETS[name])
     layers = {k: m for k, m in meta_unet(name).named_modules() if ".transformer_blocks." in k and isinstance(m, nn.Linear)}
     return concept_of({PREFIX + names[k]: (m.out_features, m.in_features) for k, m in layers.items()}, rank)
 
 
-def sd3_concept(rank: int = 2) -> dict[str, Pair]:
+def sd3_concept(rank: int = 2) -> dict[str, LoRAPair]:
     """Width 128; the last block's context has q, k and v only."""
     shapes = {}
     for i, side in itertools.product(range(2), ("x_block", "context_block")):
@@ -121,7 +121,7 @@ def sd3_concept(rank: int = 2) -> dict[str, Pair]:
     return concept_of(shapes, rank)
 
 
-def flux_concept(rank: int = 2, width: int = 128) -> dict[str, Pair]:
+def flux_concept(rank: int = 2, width: int = 128) -> dict[str, LoRAPair]:
     mlp = 4 * width
     single = f"{PREFIX}single_blocks.0"
     shapes = {f"{single}.linear1": (3 * width + mlp, width), f"{single}.linear2": (width, width + mlp)}
@@ -160,7 +160,7 @@ def tiny_flux() -> nn.Module:
 TRANSFORMERS = {"sd3": (sd3_concept, tiny_sd3), "flux": (flux_concept, tiny_flux)}
 
 
-def assert_same(left: dict[str, Pair], right: dict[str, Pair]) -> None:
+def assert_same(left: dict[str, LoRAPair], right: dict[str, LoRAPair]) -> None:
     assert left.keys() == right.keys()
     for name in left:
         torch.testing.assert_close(tuple(left[name]), tuple(right[name]), rtol=0, atol=0)
@@ -234,7 +234,7 @@ def test_unknown_models_are_other_and_still_have_kohya_names():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_native_round_trip_through_a_file_is_exact(rank, dtype):
-    concept = {name: Pair(a.to(dtype), b.to(dtype)) for name, (a, b) in unet_concept("small", rank).items()}
+    concept = {name: LoRAPair(a.to(dtype), b.to(dtype)) for name, (a, b) in unet_concept("small", rank).items()}
     tensors = load(save(to_native(concept)))
     assert len(tensors) == 3 * len(concept)
     name = f"{PREFIX}input_blocks.3.1.transformer_blocks.0.attn1.to_q"
@@ -249,10 +249,10 @@ def test_alpha_is_folded_into_the_coefficients():
     name = f"{PREFIX}joint_blocks.0.x_block.attn.qkv"
     tensors = to_native(concept_of({name: (6, 2)}))
     halved = from_native(tensors | {f"{name}.alpha": torch.tensor(1.0)})[name]
-    torch.testing.assert_close(halved.A, tensors[f"{name}.lora_up.weight"] / 2)
-    torch.testing.assert_close(halved.B, tensors[f"{name}.lora_down.weight"].T)
+    torch.testing.assert_close(halved.up, tensors[f"{name}.lora_up.weight"] / 2)
+    torch.testing.assert_close(halved.basis, tensors[f"{name}.lora_down.weight"].T)
     del tensors[f"{name}.alpha"]
-    torch.testing.assert_close(from_native(tensors)[name].A, tensors[f"{name}.lora_up.weight"])
+    torch.testing.assert_close(from_native(tensors)[name].up, tensors[f"{name}.lora_up.weight"])
 
 
 L = f"{PREFIX}blocks.0.attn.to_q"
@@ -291,8 +291,8 @@ def test_fused_layers_split_into_rows_that_rejoin(family):
     else:
         name, block = f"{PREFIX}single_blocks.0.linear1", "single_transformer_blocks.0"
         split = [f"{block}.attn.to_q", f"{block}.attn.to_k", f"{block}.attn.to_v", f"{block}.proj_mlp"]
-    torch.testing.assert_close(torch.cat([parts[part].A for part in split]), concept[name].A, rtol=0, atol=0)
-    assert all(parts[part].B is concept[name].B for part in split)
+    torch.testing.assert_close(torch.cat([parts[part].up for part in split]), concept[name].up, rtol=0, atol=0)
+    assert all(parts[part].basis is concept[name].basis for part in split)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_diffusers_applies_the_export_with_scale_one(name):
     assert after.keys() == before.keys()
     for key, old in before.items():
         path = key.removesuffix(".weight")
-        delta = pairs[path].A @ pairs[path].B.T if path in pairs else torch.zeros_like(old)
+        delta = pairs[path].up @ pairs[path].basis.T if path in pairs else torch.zeros_like(old)
         torch.testing.assert_close(after[key], old + delta, rtol=1e-5, atol=1e-5)
 
 
@@ -400,19 +400,19 @@ def test_unet_names_agree_with_the_host(host_maps, name):
         assert names["lora_unet_" + path.replace(".", "_")] == [f"{PREFIX}{ours[path]}.weight"]
 
 
-def as_applied(tensors: dict, names: dict, shapes: dict, up: str, down: str) -> dict[str, Pair]:
+def as_applied(tensors: dict, names: dict, shapes: dict, up: str, down: str) -> dict[str, LoRAPair]:
     """What the host would add to each weight, by its own map; a key that it does not know fails."""
-    pairs: dict[str, Pair] = {}
+    pairs: dict[str, LoRAPair] = {}
     for key in tensors:
         if not key.endswith(up):
             continue
         target, *rows = names[key.removesuffix(up)]
         a, b = tensors[key], tensors[key.removesuffix(up) + down].T
         m, n = shapes[target]
-        whole = pairs.setdefault(target.removesuffix(".weight"), Pair(torch.zeros(m, a.shape[1]), b))
+        whole = pairs.setdefault(target.removesuffix(".weight"), LoRAPair(torch.zeros(m, a.shape[1]), b))
         first, count = rows or (0, m)
-        assert len(a) == count and len(b) == n and torch.equal(whole.B, b)
-        whole.A[first : first + count] += a
+        assert len(a) == count and len(b) == n and torch.equal(whole.basis, b)
+        whole.up[first : first + count] += a
     return pairs
 
 

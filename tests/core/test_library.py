@@ -21,14 +21,14 @@ from seqlora.io.names import checked_name, slug
 from seqlora.io.safetensors_file import write_tensors
 from seqlora.library import store as module
 from seqlora.library.composition import compose_library
-from seqlora.library.store import MANIFEST, Library, Turn
+from seqlora.library.store import MANIFEST, Library, LibraryLock
 from seqlora.lora.compose import compose, parse_selection
 from seqlora.method.metrics import basis_error
-from seqlora.method.trained import Trained
+from seqlora.method.trained import TrainedConcept
 from seqlora.settings import Settings
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 from seqlora.training.train import teach
-from tests.support.small import QUICK, SmallModel, contents, relist, rewrite, small_lesson, small_library
+from tests.support.small import QUICK, SmallModel, contents, relist, rewrite, small_library, small_request
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_a_manifest_of_tomorrow(library):
 
 def test_what_is_filed_comes_back(tmp_path, model, original):
     library = Library.create(tmp_path / "pets", 8, 1, "attention and mlp")
-    taught = finish(teach(library, small_lesson("cat"), QUICK, model))
+    taught = run_to_end(teach(library, small_request("cat"), QUICK, model))
     reopened = Library.open(library.path)
     assert reopened.names == ["cat"] and reopened.digest == taught.library.digest
     one, again = reopened.load("cat"), original.load("cat")  # the same lesson elsewhere: the same bits
@@ -202,10 +202,10 @@ def test_the_penalty_grows_with_the_number_of_planned_concepts(tmp_path, model):
     taught = []
     for capacity, interference in ((1, 0.4), (4, 0.1), (4, 0.4)):
         library = Library.create(tmp_path / f"library {len(taught)}", 2, capacity, "attention and mlp")
-        taught.append(finish(teach(library, small_lesson("cat"), QUICK.with_(interference=interference), model)).library)
+        taught.append(run_to_end(teach(library, small_request("cat"), QUICK.with_(interference=interference), model)).library)
     one, same, stronger = (library.load("cat") for library in taught)
     assert all(torch.equal(a, b) for layer in one for a, b in zip(one[layer], same[layer], strict=True))
-    assert not any(torch.equal(one[layer].A, stronger[layer].A) for layer in one)
+    assert not any(torch.equal(one[layer].up, stronger[layer].up) for layer in one)
 
 
 # -- the same request again
@@ -215,8 +215,8 @@ def test_the_same_request_is_found_without_training(library, model):
     before = contents(library.path)
     forwards = []
     handle = model.denoiser.net.register_forward_hook(lambda *_: forwards.append(1))
-    steps = teach(library, small_lesson("cat"), QUICK, model)
-    taught = finish(steps)
+    steps = teach(library, small_request("cat"), QUICK, model)
+    taught = run_to_end(steps)
     handle.remove()
     assert taught.reused and taught.record == library.find("cat") and not forwards
     assert contents(library.path) == before
@@ -228,9 +228,9 @@ def test_the_same_request_is_found_without_training(library, model):
 def test_another_request_of_the_same_name_is_refused(library, model, settings, changes):
     before = contents(library.path)
     if "pictures" in changes:
-        changes = {"pictures": small_lesson("cat", seed=5).pictures}
+        changes = {"pictures": small_request("cat", seed=5).pictures}
     with pytest.raises(SeqLoRAError, match="has a concept 'cat' already; choose another name"):
-        finish(teach(library, small_lesson("cat", **changes), settings, model))
+        run_to_end(teach(library, small_request("cat", **changes), settings, model))
     assert contents(library.path) == before
 
 
@@ -254,19 +254,19 @@ def test_a_failure_before_the_manifest_leaves_the_old_library(library, model, mo
         patch.setattr(module, "write_bytes", failing)
         patch.setattr("seqlora.io.safetensors_file.write_bytes", failing)
         with pytest.raises(SeqLoRAError, match="disk full"):
-            finish(teach(library, small_lesson("bird", 2), QUICK, model))
+            run_to_end(teach(library, small_request("bird", 2), QUICK, model))
     assert written[-1] == last and MANIFEST not in written[:-1]
     assert before.items() <= contents(library.path).items()
     opened = Library.open(library.path)
     assert opened == library
     assert opened.load("cat") and opened.load("dog")
-    taught = finish(teach(opened, small_lesson("bird", 2), QUICK, model))
+    taught = run_to_end(teach(opened, small_request("bird", 2), QUICK, model))
     assert taught.library.names == ["cat", "dog", "bird"] and taught.library.load("bird")
 
 
 def test_a_cancelled_training_leaves_only_its_checkpoint(library, model):
     before = contents(library.path)
-    steps = teach(library, small_lesson("bird", 2), QUICK, model)
+    steps = teach(library, small_request("bird", 2), QUICK, model)
     for _ in range(9):
         next(steps)
     steps.close()
@@ -282,7 +282,7 @@ def test_moments_that_a_crash_left_are_measured_anew(tmp_path, original, model):
     Library.create(path, 2, 4, "attention and mlp")
     shutil.copytree(original.path / "moments", path / "moments")
     wide = SmallModel(48)
-    taught = finish(teach(Library.open(path), small_lesson("cat"), QUICK, wide))
+    taught = run_to_end(teach(Library.open(path), small_request("cat"), QUICK, wide))
     assert taught.library.prior()["diffusion_model.blocks.0.attn_q"].width == 48
 
 
@@ -307,17 +307,17 @@ def test_a_write_replaces_the_whole_file(tmp_path):
 def test_a_second_training_waits_for_its_turn(library, model):
     """It says so, can be cancelled meanwhile, and then is taught beside what the first one filed."""
     before = contents(library.path)
-    steps = teach(library, small_lesson("bird", 2), QUICK, model)
-    turn = Turn(library.path)
-    assert turn.comes(within=1)
+    steps = teach(library, small_request("bird", 2), QUICK, model)
+    turn = LibraryLock(library.path)
+    assert turn.acquire(timeout=1)
     with turn as current:
         assert {next(steps).phase for _ in range(3)} == {"waiting for another training"}
         steps.close()
         assert contents(library.path) == before
-        steps = teach(library, small_lesson("bird", 2), QUICK, model)
+        steps = teach(library, small_request("bird", 2), QUICK, model)
         next(steps)
         current.add("fox", "x", "", held_by(library), {})
-    taught = finish(steps)
+    taught = run_to_end(steps)
     assert taught.library.names == ["cat", "dog", "fox", "bird"] and taught.record.file == "concepts/0004-bird.safetensors"
 
 
@@ -332,18 +332,19 @@ def test_short_work_says_who_keeps_it_waiting(library, monkeypatch):
 
 
 def test_the_turn_of_a_killed_process_is_free(library):
-    hold = "import sys; from pathlib import Path; from seqlora.library.store import Turn; turn = Turn(Path(sys.argv[1]))"
-    command = [sys.executable, "-c", f"{hold}; print(turn.comes(within=1), flush=True); input()", str(library.path)]
+    hold = "import sys; from pathlib import Path; from seqlora.library.store import LibraryLock"
+    hold += "; turn = LibraryLock(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", f"{hold}; print(turn.acquire(timeout=1), flush=True); input()", str(library.path)]
     root = str(Path(module.__file__).parents[2])
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": root}, **pipes) as other:
         try:
             assert other.stdout.readline() == "True\n"
-            turn = Turn(library.path)
-            assert not turn.comes(within=0.1)
+            turn = LibraryLock(library.path)
+            assert not turn.acquire(timeout=0.1)
         finally:
             other.kill()
-    assert turn.comes(within=5)
+    assert turn.acquire(timeout=5)
     with turn as free:
         assert free == library
 
@@ -358,7 +359,7 @@ def test_there_is_no_turn_where_there_is_no_library(library, spoil):
     spoil(library.path)
     before = set(library.path.parent.iterdir())
     with pytest.raises(SeqLoRAError, match=r"There is no library at|\.lock leads out of the library's folder; remove it"):
-        Turn(library.path).comes(within=1)
+        LibraryLock(library.path).acquire(timeout=1)
     assert set(library.path.parent.iterdir()) == before
 
 
@@ -371,8 +372,8 @@ def test_a_writer_sees_what_others_wrote(library, original):
 
 
 def held_by(library):
-    """A Trained made of what a library holds."""
-    return Trained(library.load("cat"), library.moments("cat"), [])
+    """A TrainedConcept made of what a library holds."""
+    return TrainedConcept(library.load("cat"), library.moments("cat"), [])
 
 
 def test_names_differ_by_more_than_case(library):
@@ -471,7 +472,7 @@ def test_fp16_files_are_welcome(library):
     def halve(tensors):
         tensors.update({key: tensor.half() for key, tensor in tensors.items() if "alpha" not in key})
 
-    assert rewrite(library, "cat", halve).load("cat")[LAYER].A.dtype == torch.float16
+    assert rewrite(library, "cat", halve).load("cat")[LAYER].up.dtype == torch.float16
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.linalg import qr
 
-from seqlora.lora.types import Pair
+from seqlora.lora.types import LoRAPair
 from seqlora.method.metrics import basis_error, captured_energy, change_norm, crosstalk, overlap
 from seqlora.method.moments import Moment, Moments
 
@@ -19,7 +19,7 @@ def randn(*shape, seed):
 
 def concept(seed):
     return {
-        name: Pair(randn(m, RANK, seed=seed + i), qr(randn(n, RANK, seed=50 + seed + i))[0])
+        name: LoRAPair(randn(m, RANK, seed=seed + i), qr(randn(n, RANK, seed=50 + seed + i))[0])
         for i, (name, (m, n)) in enumerate(LAYERS.items())
     }
 
@@ -71,17 +71,17 @@ def test_overlap_is_the_share_of_the_span():
     found = overlap(CONCEPTS)
     for i in range(3):
         for j in range(3):
-            shared = sum(float((CONCEPTS[i][n].B.mT @ CONCEPTS[j][n].B).norm() ** 2) for n in LAYERS)
+            shared = sum(float((CONCEPTS[i][n].basis.mT @ CONCEPTS[j][n].basis).norm() ** 2) for n in LAYERS)
             assert float(found[i, j]) == pytest.approx(shared / (RANK * len(LAYERS)), rel=1e-9)
 
 
 def test_overlap_of_concepts_with_other_ranks():
     """As in a sum of libraries; narrower ones are filled up with columns of zeros, which share nothing."""
-    wide = {n: Pair(randn(m, 3, seed=5), qr(randn(size, 3, seed=9))[0]) for n, (m, size) in LAYERS.items()}
+    wide = {n: LoRAPair(randn(m, 3, seed=5), qr(randn(size, 3, seed=9))[0]) for n, (m, size) in LAYERS.items()}
     found, both = overlap([CONCEPTS[0], wide]), (CONCEPTS[0], wide)
     for i, rank in enumerate((RANK, 3)):
         for j in range(2):
-            shared = sum(float((both[i][n].B.mT @ both[j][n].B).norm() ** 2) for n in LAYERS)
+            shared = sum(float((both[i][n].basis.mT @ both[j][n].basis).norm() ** 2) for n in LAYERS)
             assert float(found[i, j]) == pytest.approx(shared / (rank * len(LAYERS)), rel=1e-9)
 
 
@@ -92,11 +92,11 @@ def test_change_norm_is_that_of_the_matrices():
 
 def test_basis_error_finds_the_worst_entry():
     both = {n: qr(randn(size, 2 * RANK, seed=7))[0] for n, (_, size) in LAYERS.items()}
-    pairs = [{n: Pair(B[:, :0], B[:, k : k + RANK].clone()) for n, B in both.items()} for k in (0, RANK)]
+    pairs = [{n: LoRAPair(B[:, :0], B[:, k : k + RANK].clone()) for n, B in both.items()} for k in (0, RANK)]
     across, within = basis_error(pairs)
     assert across < 1e-12 and within < 1e-12
-    pairs[0]["b"].B[:, 1] *= 1.01
+    pairs[0]["b"].basis[:, 1] *= 1.01
     assert basis_error(pairs)[1] == pytest.approx(0.0201, rel=1e-6)
-    pairs[1]["c"].B[:, 0] += 0.1 * pairs[0]["c"].B[:, 1]
+    pairs[1]["c"].basis[:, 0] += 0.1 * pairs[0]["c"].basis[:, 1]
     assert basis_error(pairs)[0] == pytest.approx(0.1, rel=1e-6)
     assert basis_error(pairs[:1])[0] == 0.0

@@ -6,7 +6,7 @@ from torch import nn
 
 from seqlora.method import moments as m
 from seqlora.method.moments import Moment, Recorder
-from seqlora.training.measure import _feel
+from seqlora.training.measure import _probe_output
 from tests.support.small import TOKENS, WIDTH, SmallDenoiser, small_layers
 
 
@@ -153,7 +153,7 @@ def test_felt_moments_are_the_squared_jacobian():
     recorder = Recorder(layers)
     with recorder.attached():
         for _ in range(600):
-            _feel(denoiser, recorder, x, sigma, cond, generator)
+            _probe_output(denoiser, recorder, x, sigma, cond, generator)
     assert not recorder.moments().by_input  # a backward sees nothing
     assert relative(recorder.moments().felt[name].sketch.double(), true) < 0.1
     assert all(p.grad is None for p in denoiser.net.parameters())

@@ -14,9 +14,9 @@ from seqlora.method.bound import check_bound, forgetting_bound
 from seqlora.report.report import kind_of, library_report
 from seqlora.settings import Settings
 from seqlora.training.measure import measure
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 from seqlora.training.train import teach
-from tests.support.small import QUICK, SmallModel, full_library, small_lesson
+from tests.support.small import QUICK, SmallModel, full_library, small_request
 
 DELTA, CONSTANT = 0.1, 1.2
 STRENGTHS = {"cat": 1.0, "dog": 0.5, "owl": -2.0}
@@ -27,7 +27,7 @@ def library(tmp_path_factory):
     """Four concepts fill the layers of width 32, so the owl's bases there are not orthogonal to theirs."""
     model = SmallModel()
     library = full_library(tmp_path_factory.mktemp("report") / "zoo", model)
-    return finish(teach(library, small_lesson("owl", 7), QUICK, model)).library
+    return run_to_end(teach(library, small_request("owl", 7), QUICK, model)).library
 
 
 def dense(library, selection):
@@ -153,7 +153,7 @@ def test_plain_lora_has_no_prior_and_says_so(tmp_path, capsys):
     """The library's layers of width 32 have rank 8, those of width 64 have 12."""
     library = Library.create(tmp_path / "plain", rank=12, capacity=1, targets="attention and mlp")
     settings = QUICK.with_(orthogonality="free", basis_start="random", interference=0.0, context="modular")
-    library = finish(teach(library, small_lesson("cat"), settings, SmallModel())).library
+    library = run_to_end(teach(library, small_request("cat"), settings, SmallModel())).library
     (entry,) = library_report(library, {"cat": 1.0})["concepts"]
     assert (entry["prior_disturbance"], entry["rank"]) == (None, 12)
     assert main(["report", str(library.path)]) == 0
@@ -165,25 +165,25 @@ def test_real_activations_keep_to_the_bound(tmp_path):
     unseen pictures; with the stored moments, which the second emoji was trained against, they do once K is calibrated."""
     pytest.importorskip("diffusers")
     from seqlora.demo.demo_model import DemoModel
-    from seqlora.demo.run_demo import demo_concepts, lesson_of
+    from seqlora.demo.run_demo import demo_concepts, request_of
 
     model, emoji = DemoModel(), demo_concepts(2, 0)
     model.generic_captions = model.generic_captions[:8]
     library = Library.create(tmp_path / "emoji", rank=4, capacity=8, targets="attention")
     settings = Settings(steps=6, batch_size=4, learning_rate=1e-2, basis_learning_rate=3e-3)
     for one in emoji:
-        library = finish(teach(library, lesson_of(one, 3), settings, model)).library
+        library = run_to_end(teach(library, request_of(one, 3), settings, model)).library
     concepts = [library.load(name) for name in library.names]
     layers = model.layers(library.targets)
 
     def unseen(seed):
-        lesson = lesson_of(emoji[0], 16, seed)
+        lesson = request_of(emoji[0], 16, seed)
         examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(lesson.captions))
         batches = Batches(examples, model.denoiser, 4, torch.Generator().manual_seed(seed))
         return [batches.next() for _ in range(6)]
 
     some, others = unseen(50), unseen(99)
-    stored, fresh = library.moments(emoji[0].name), finish(measure(model.denoiser, layers, some, len(some)))
+    stored, fresh = library.moments(emoji[0].name), run_to_end(measure(model.denoiser, layers, some, len(some)))
 
     def checked(batches, moments, constant=1.0):
         found = check_bound(model.denoiser, layers, batches, concepts, 0, moments, constant=constant)

@@ -14,7 +14,7 @@ from seqlora.method import moments
 from seqlora.method.metrics import captured
 from seqlora.method.moments import Moment
 from seqlora.settings import method_settings
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 from seqlora.training.snapshot import seen_through
 from seqlora.training.train import teach
 from tests.support.small import (
@@ -24,8 +24,8 @@ from tests.support.small import (
     full_library,
     small_examples,
     small_layers,
-    small_lesson,
     small_library,
+    small_request,
 )
 
 LAYERS = "attention and mlp"
@@ -43,7 +43,7 @@ def library(original, tmp_path):
 
 
 def lessons(library, model, settings=QUICK, name="owl"):
-    return teach(library, small_lesson(name, 7), settings, model)
+    return teach(library, small_request(name, 7), settings, model)
 
 
 def drawn(model):
@@ -67,7 +67,7 @@ def test_looking_changes_no_bit(original, tmp_path, changes, dtype):
         if progress.live:
             seen += 1
             progress.live.figures()
-            with progress.live.beside_all():
+            with progress.live.all_active():
                 drawn(model)
 
     for place, tell in (("alone", lambda progress: None), ("watched", look)):
@@ -75,7 +75,7 @@ def test_looking_changes_no_bit(original, tmp_path, changes, dtype):
         model = SmallModel()
         model.denoiser = SmallDenoiser(dtype=dtype)
         steps = lessons(Library.open(tmp_path / place), model, QUICK.with_(**changes))
-        taught.append(finish(steps, tell))
+        taught.append(run_to_end(steps, tell))
     one, other = (t.library.load("owl") for t in taught)
     assert seen >= QUICK.steps - 2
     assert list(taught[0].losses) == list(taught[1].losses)
@@ -91,12 +91,12 @@ def test_the_figures_are_those_of_the_dense_matrices(tmp_path):
                 (progress.live.figures(), {n: pair for stack in progress.live.stacks for n, pair in stack.pairs().items()})
             )
 
-    taught = finish(lessons(library, SmallModel()), look).library
+    taught = run_to_end(lessons(library, SmallModel()), look).library
     earlier, prior = [library.load(name) for name in library.names], library.prior()
     own, others = taught.moments("owl"), [library.moments(name) for name in library.names]
     for (orthogonality, crosstalk), pairs in looks:
-        bases = {layer: [concept[layer].B.double() for concept in earlier] for layer in pairs}
-        entries = [(F.mT @ pairs[layer].B.double()).abs().max() for layer in pairs for F in bases[layer]]
+        bases = {layer: [concept[layer].basis.double() for concept in earlier] for layer in pairs}
+        entries = [(F.mT @ pairs[layer].basis.double()).abs().max() for layer in pairs for F in bases[layer]]
         entries += [(B.mT @ B - torch.eye(B.shape[1])).abs().max() for _, B in pairs.values()]
         assert orthogonality == pytest.approx(float(max(entries)), rel=1e-2, abs=2e-7)
         there, here = (
@@ -116,8 +116,8 @@ def test_orthogonality_is_kept_where_there_is_room(tmp_path):
     library, model = Library.create(tmp_path / "roomy", 2, 8, LAYERS), SmallModel()
     looks = []
     for seed, name in enumerate(("cat", "dog", "owl")):
-        steps = teach(library, small_lesson(name, seed), QUICK, model)
-        library = finish(steps, lambda p: looks.append(p.live.figures()) if p.live else None).library
+        steps = teach(library, small_request(name, seed), QUICK, model)
+        library = run_to_end(steps, lambda p: looks.append(p.live.figures()) if p.live else None).library
     assert max(orthogonality for orthogonality, _ in looks) <= 1e-5
     assert [crosstalk is None for _, crosstalk in looks] == [True] * QUICK.steps + [False] * 2 * QUICK.steps
 
@@ -125,7 +125,7 @@ def test_orthogonality_is_kept_where_there_is_room(tmp_path):
 def test_no_moments_of_the_earlier_concepts_no_crosstalk(library):
     looks = []
     plain = method_settings("lora", QUICK)
-    finish(lessons(library, SmallModel(), plain), lambda p: looks.append(p.live.figures()) if p.live else None)
+    run_to_end(lessons(library, SmallModel(), plain), lambda p: looks.append(p.live.figures()) if p.live else None)
     assert {crosstalk for _, crosstalk in looks} == {None} and looks[-1][0] > 1e-3  # plain LoRA's bases are not orthogonal
 
 
@@ -135,10 +135,10 @@ def test_beside_all_is_what_applying_all_concepts_draws(library, context):
 
     def look(progress):
         if progress.live and progress.step == QUICK.steps:
-            with progress.live.beside_all():
+            with progress.live.all_active():
                 seen.append(drawn(model))
 
-    taught = finish(lessons(library, model, QUICK.with_(context=context)), look).library
+    taught = run_to_end(lessons(library, model, QUICK.with_(context=context)), look).library
     composed = compose([(taught.load(name), 1.0) for name in taught.names])
     with attached(small_layers(model.denoiser), stacks_of(composed, model.denoiser.device, model.denoiser.dtype)):
         applied = drawn(model)
@@ -167,7 +167,7 @@ def test_cancelling_while_it_is_saved_loses_nothing(library):
             raise StopError
 
     with pytest.raises(StopError):
-        finish(lessons(library, model), stop)
+        run_to_end(lessons(library, model), stop)
     assert Library.open(library.path).names == ["cat", "dog"] and phases.count("saving") == 1
-    taught = finish(lessons(library, model))
+    taught = run_to_end(lessons(library, model))
     assert taught.report["resumed_at"] == QUICK.steps == len(taught.losses) and taught.library.names[-1] == "owl"

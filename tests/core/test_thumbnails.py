@@ -16,9 +16,9 @@ from seqlora.library.copy import copy
 from seqlora.library.repair import repair
 from seqlora.library.store import MANIFEST, Library
 from seqlora.library.thumbnails import KEY, MAX_BYTES, SIDE, decode, encode
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 from seqlora.training.train import teach
-from tests.support.small import QUICK, SmallModel, relist, small_lesson, small_library, small_pictures
+from tests.support.small import QUICK, SmallModel, relist, small_library, small_pictures, small_request
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ def test_it_is_the_first_picture_and_stays_with_the_concept(library, tmp_path):
 
 
 def test_teaching_anew_brings_the_new_picture(library):
-    lesson = small_lesson("dog", seed=7)
-    taught = finish(teach(library, lesson, QUICK, SmallModel(), replace=True))
+    lesson = small_request("dog", seed=7)
+    taught = run_to_end(teach(library, lesson, QUICK, SmallModel(), replace=True))
     assert taught.library.thumbnail("dog") == encode(lesson.pictures[0]) != library.thumbnail("cat")
     about = json.loads(read_header(taught.library.path / taught.record.file).metadata["seqlora"])
     assert about["concepts"][0]["name"] == "dog"

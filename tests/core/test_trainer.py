@@ -6,18 +6,18 @@ import torch
 from seqlora.diffusion.batches import Batches, Examples
 from seqlora.errors import SeqLoRAError
 from seqlora.io.safetensors_file import write_tensors
-from seqlora.lora.attach import Context, Stack, attached
+from seqlora.lora.attach import ActiveConcepts, Stack, attached
 from seqlora.lora.compose import compose
 from seqlora.lora.formats import from_native, to_native
 from seqlora.lora.ranks import layer_rank
 from seqlora.lora.targets import layer_shapes
-from seqlora.lora.types import Pair
+from seqlora.lora.types import LoRAPair
 from seqlora.method.metrics import basis_error
 from seqlora.method.moments import Moments
 from seqlora.settings import METHODS, method_settings
 from seqlora.training import trainer
 from seqlora.training.measure import measure_prior
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 from seqlora.training.trainer import orthonormalised, train_concept
 from tests.support.small import QUICK, TOKENS, WIDTH, SmallDenoiser, small_examples, small_layers, small_ranks
 
@@ -32,7 +32,7 @@ def denoiser():
 
 @pytest.fixture(scope="module")
 def prior(denoiser):
-    return finish(measure_prior(denoiser, small_layers(denoiser), (TOKENS, WIDTH), CONDS, UNCOND))
+    return run_to_end(measure_prior(denoiser, small_layers(denoiser), (TOKENS, WIDTH), CONDS, UNCOND))
 
 
 def teach_all(denoiser, prior, settings, count, rank=2):
@@ -50,7 +50,7 @@ def teach_all(denoiser, prior, settings, count, rank=2):
             prior,
             seen,
         )
-        taught.append(finish(steps))
+        taught.append(run_to_end(steps))
         seen = taught[-1].moments if seen is None else seen + taught[-1].moments
     return taught
 
@@ -76,7 +76,7 @@ def test_sixteen_concepts_are_orthogonal_in_fp32_files_and_fp16(sixteen, tmp_pat
     files = [from_native(load_file(tmp_path / f"{i}.safetensors")) for i in range(16)]
     across, within = basis_error(files)
     assert across <= 1e-5 and within <= 1e-5
-    halved = [{n: Pair(A.half(), B.half()) for n, (A, B) in concept.items()} for concept in files]
+    halved = [{n: LoRAPair(A.half(), B.half()) for n, (A, B) in concept.items()} for concept in files]
     across, within = basis_error(halved)
     assert across <= 1e-3 and within <= 1e-3
     assert not any(t.full_layers for t in sixteen)
@@ -85,13 +85,13 @@ def test_sixteen_concepts_are_orthogonal_in_fp32_files_and_fp16(sixteen, tmp_pat
 def test_a_full_layer_switches_to_metric_and_is_recorded(denoiser, prior, sixteen):
     """The 17th of rank 2 finds room only where the layer is twice as wide."""
     earlier = [t.pairs for t in sixteen]
-    one_more = finish(
+    one_more = run_to_end(
         train_concept(denoiser, small_layers(denoiser), small_examples(16), QUICK, small_ranks(denoiser), earlier, prior)
     )
     narrow = [name for name, (_, n) in layer_shapes(small_layers(denoiser)).items() if n == WIDTH]
     assert one_more.full_layers == narrow
     for name, (_, B) in one_more.pairs.items():
-        F = torch.cat([concept[name].B for concept in earlier], 1)
+        F = torch.cat([concept[name].basis for concept in earlier], 1)
         overlap = float((F.mT @ B).abs().max())
         assert overlap > 0.1 if name in narrow else overlap <= 1e-5
         assert float((B.mT @ B - torch.eye(2)).abs().max()) <= 1e-5
@@ -132,13 +132,13 @@ def test_a_frozen_basis_does_not_move(denoiser, prior, method):
     settings = method_settings(method, QUICK)
     short, long = (teach_all(denoiser, prior, settings.with_(steps=steps), 1)[0].pairs for steps in (1, 12))
     for name in short:
-        assert torch.equal(short[name].B, long[name].B)
-        assert not torch.equal(short[name].A, long[name].A)
+        assert torch.equal(short[name].basis, long[name].basis)
+        assert not torch.equal(short[name].up, long[name].up)
 
 
 def test_the_basis_moves_otherwise(denoiser, prior):
     short, long = (teach_all(denoiser, prior, QUICK.with_(steps=steps), 1)[0].pairs for steps in (1, 12))
-    assert not any(torch.equal(short[name].B, long[name].B) for name in short)
+    assert not any(torch.equal(short[name].basis, long[name].basis) for name in short)
 
 
 def test_coefficients_start_at_zero(prior):
@@ -260,14 +260,14 @@ def test_a_loss_that_is_no_number_stops(prior):
     layers = small_layers(denoiser)
     settings = QUICK.with_(learning_rate=1e30)
     with pytest.raises(SeqLoRAError, match=r"no longer a number at step \d+; lower learning_rate \(now 1e\+30\)"):
-        finish(train_concept(denoiser, layers, small_examples(0), settings, small_ranks(denoiser), (), prior))
+        run_to_end(train_concept(denoiser, layers, small_examples(0), settings, small_ranks(denoiser), (), prior))
     assert not any(layer._forward_hooks for layer in layers.values())
 
 
 def test_bf16_trains_with_fp32_results():
     denoiser = SmallDenoiser(dtype=torch.bfloat16)
     layers = small_layers(denoiser)
-    prior = finish(measure_prior(denoiser, layers, (TOKENS, WIDTH), CONDS, UNCOND))
+    prior = run_to_end(measure_prior(denoiser, layers, (TOKENS, WIDTH), CONDS, UNCOND))
     taught = teach_all(denoiser, prior, QUICK.with_(steps=60), 2)
     for t in taught:
         assert sum(t.losses[-5:]) < 0.8 * sum(t.losses[:5])
@@ -292,28 +292,28 @@ def test_adapters_add_exactly_a_b_x(denoiser):
 
 
 def watch(monkeypatch, denoiser, prior, earlier, context, steps=40):
-    """Which earlier concepts the layers had on, at every training pass; read from Context.on, not from what was asked for."""
+    """Which earlier concepts the layers had on, at every training pass; as ActiveConcepts has them, not as was asked."""
     seen = []
 
-    class Watched(Context):
+    class Watched(ActiveConcepts):
         def draw(self, chosen):
             super().draw(chosen)
             names = small_ranks(denoiser)
             on = []
             for i, concept in enumerate(earlier):
                 held = [
-                    name in self.on and any(torch.equal(column, concept[name].B[:, 0]) for column in self.on[name][1].mT)
+                    name in self.on and any(torch.equal(column, concept[name].basis[:, 0]) for column in self.on[name][1].mT)
                     for name in names
                 ]
                 assert all(held) or not any(held)
                 on += [i] if held[0] else []
             for name, (A, B) in self.on.items():
                 expected = compose([(earlier[i], 1.0) for i in on])[name]
-                torch.testing.assert_close(A @ B.mT, expected.A @ expected.B.mT, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(A @ B.mT, expected.up @ expected.basis.mT, rtol=1e-5, atol=1e-5)
                 assert B.shape[1] == 2 * len(on)
             seen.append(on)
 
-    monkeypatch.setattr(trainer, "Context", Watched)
+    monkeypatch.setattr(trainer, "ActiveConcepts", Watched)
     settings = QUICK.with_(context=context, steps=steps)
     seen_moments = Moments() if prior is None else prior
     list(
@@ -338,13 +338,13 @@ def test_the_context_changes_what_the_layers_put_out(denoiser, sixteen):
     layers = small_layers(denoiser)
     name = "diffusion_model.blocks.0.attn_q"
     earlier = [t.pairs for t in sixteen[:3]]
-    stack = Stack([name], torch.zeros(1, WIDTH, 2), earlier[0][name].B[None].clone())
-    context = Context([stack], earlier)
+    stack = Stack([name], torch.zeros(1, WIDTH, 2), earlier[0][name].basis[None].clone())
+    context = ActiveConcepts([stack], earlier)
     context.draw([0, 2])
     x = torch.randn(3, TOKENS, WIDTH)
     with attached(layers, [stack], context):
         found = layers[name](x).detach()
-    change = sum(earlier[i][name].A @ earlier[i][name].B.mT for i in (0, 2))
+    change = sum(earlier[i][name].up @ earlier[i][name].basis.mT for i in (0, 2))
     torch.testing.assert_close(found, layers[name](x) + x @ change.mT, rtol=1e-5, atol=1e-5)
 
 
@@ -358,6 +358,6 @@ def test_a_stochastic_context_never_exceeds_its_limit():
 
 def test_plain_lora_files_have_an_orthonormal_basis_and_the_same_change():
     A, B = torch.randn(7, 3), torch.randn(9, 3)
-    pair = orthonormalised(Pair(A, B))
-    assert torch.allclose(pair.A @ pair.B.mT, A @ B.mT, atol=1e-5)
-    assert torch.allclose(pair.B.mT @ pair.B, torch.eye(3), atol=1e-6)
+    pair = orthonormalised(LoRAPair(A, B))
+    assert torch.allclose(pair.up @ pair.basis.mT, A @ B.mT, atol=1e-5)
+    assert torch.allclose(pair.basis.mT @ pair.basis, torch.eye(3), atol=1e-6)

@@ -19,7 +19,7 @@ from seqlora.errors import SeqLoRAError
 from seqlora.library.repair import repair
 from seqlora.library.store import Library
 from seqlora.library.verify import verify
-from seqlora.method.trained import Trained
+from seqlora.method.trained import TrainedConcept
 from tests.robustness.common import check, in_child, taught_library, workplace
 from tests.support.small import contents
 
@@ -30,7 +30,7 @@ ROOM = 256 << 10  # bytes of a small file system beside what the library takes
 def file_concept(path: Path, replaces: str | None) -> str:
     """The commit alone, of a concept as large as the others. Says how it ended."""
     with Library.open(path).writing() as library:
-        trained = Trained(library.load("dog"), library.moments("dog"), [])
+        trained = TrainedConcept(library.load("dog"), library.moments("dog"), [])
         try:
             library.add(replaces or "bird", "zyx", "thing", trained, {}, thumbnail=library.thumbnail("dog"), replaces=replaces)
         except SeqLoRAError as error:

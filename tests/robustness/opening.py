@@ -7,10 +7,10 @@ import time
 
 from seqlora.library.composition import compose_library
 from seqlora.library.store import Library
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 from seqlora.training.train import teach
 from tests.robustness.common import check, in_child, workplace
-from tests.support.small import QUICK, SmallModel, small_lesson
+from tests.support.small import QUICK, SmallModel, small_request
 
 COUNT = 101  # concepts
 TIMES = 50
@@ -25,7 +25,7 @@ def run(count: int, seed: int) -> str:
             library = Library.create(path, 1, count, "attention and mlp")
             for number in range(count):
                 settings = QUICK.with_(steps=1, seed=seed)
-                library = finish(teach(library, small_lesson(f"concept {number}", number), settings, SmallModel())).library
+                library = run_to_end(teach(library, small_request(f"concept {number}", number), settings, SmallModel())).library
 
         in_child(fill)
         wanted = {f"concept {number}": 1.0 for number in (0, count // 2, count - 1)}
@@ -39,7 +39,7 @@ def run(count: int, seed: int) -> str:
             library = Library.open(path)
             seconds.append(time.perf_counter() - start)
         composed = compose_library(library, wanted)
-        check(all(pair.A.shape[1] == len(wanted) for pair in composed.values()), "composing lost a concept")
+        check(all(pair.up.shape[1] == len(wanted) for pair in composed.values()), "composing lost a concept")
         median = 1000 * statistics.median(seconds)
         check(median <= MOST, f"opening took {median:.0f} ms")
         return f"{count} concepts open in {median:.1f} ms; 3 were composed with the files of all others gone"

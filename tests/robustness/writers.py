@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from seqlora.library.store import Library, Turn
+from seqlora.library.store import Library, LibraryLock
 from seqlora.library.verify import verify
 from seqlora.method.metrics import basis_error
-from seqlora.training.progress import finish
+from seqlora.training.progress import run_to_end
 from seqlora.training.train import teach
 from tests.robustness.common import Child, check, in_child, workplace
-from tests.support.small import QUICK, SmallModel, contents, small_lesson
+from tests.support.small import QUICK, SmallModel, contents, small_request
 
 COUNT = 8  # processes
 EACH = 5  # concepts
@@ -30,7 +30,7 @@ def writer(path: Path, number: int, each: int, capacity: int, steps: int = QUICK
     model = SmallModel(WIDTH)
     for concept in range(each):
         name = f"concept {number}-{concept}"
-        finish(teach(library, small_lesson(name, seed=100 * number + concept), QUICK.with_(steps=steps), model))
+        run_to_end(teach(library, small_request(name, seed=100 * number + concept), QUICK.with_(steps=steps), model))
 
 
 def look(path: Path, count: int) -> dict[str, Any]:
@@ -42,8 +42,8 @@ def look(path: Path, count: int) -> dict[str, Any]:
     for file in left:  # of the process that was killed while it wrote
         (path / file).unlink()
     check(verify(path) == [], f"not clean: {verify(path)}")
-    turn = Turn(path)
-    check(turn.comes(within=1), "somebody still holds the lock")
+    turn = LibraryLock(path)
+    check(turn.acquire(timeout=1), "somebody still holds the lock")
     with turn:
         pass
     with torch.no_grad():

@@ -18,8 +18,8 @@ from seqlora.io.safetensors_file import write_tensors
 from seqlora.library.store import MANIFEST, Library
 from seqlora.lora.targets import choose_layers, layer_shapes
 from seqlora.settings import Settings
-from seqlora.training.progress import finish
-from seqlora.training.request import Lesson
+from seqlora.training.progress import run_to_end
+from seqlora.training.request import TrainingRequest
 from seqlora.training.train import teach
 
 WIDTH = 32
@@ -118,8 +118,10 @@ def small_pictures(seed: int, count: int = 3) -> list[Tensor]:
     return [torch.rand(24, 24, 3, generator=generator) for _ in range(count)]
 
 
-def small_lesson(name: str, seed: int = 0, **changes: Any) -> Lesson:
-    return Lesson(**{"name": name, "trigger": "zyx", "class_word": "thing", "pictures": small_pictures(seed), **changes})
+def small_request(name: str, seed: int = 0, **changes: Any) -> TrainingRequest:
+    return TrainingRequest(
+        **{"name": name, "trigger": "zyx", "class_word": "thing", "pictures": small_pictures(seed), **changes}
+    )
 
 
 def small_library(path: Path, model: SmallModel) -> Library:
@@ -134,7 +136,7 @@ def full_library(path: Path, model: SmallModel) -> Library:
 
 def _teach_all(library: Library, names: Sequence[str], model: SmallModel) -> Library:
     for name in names:
-        library = finish(teach(library, small_lesson(name, len(library.names)), QUICK, model)).library
+        library = run_to_end(teach(library, small_request(name, len(library.names)), QUICK, model)).library
     return library
 
 

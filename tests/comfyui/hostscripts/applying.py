@@ -87,7 +87,7 @@ with torch.inference_mode():
     concepts = [(library.open().load("one"), 0.8), (library.open().load("three"), 0.4)]
     for layer in concepts[0][0]:
         key = f"{layer}.weight"
-        delta = sum(s * c[layer].A.double() @ c[layer].B.double().mT for c, s in concepts)
+        delta = sum(s * c[layer].up.double() @ c[layer].basis.double().mT for c, s in concepts)
         now = patcher.model.state_dict()[key].double()
         expected = weights[key].double() + delta
         errors.append(float((now - expected).norm() / expected.norm()))

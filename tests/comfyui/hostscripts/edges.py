@@ -39,7 +39,7 @@ def kept(models, name: str, **changes) -> dict[str, object]:
     """Trains and tells whether the model still is what it was, and whether it learned anything."""
     before = tiny.outputs(models[0])
     taught = tiny.train(models, tiny.new_library(root, name), settings.with_(**changes))
-    coefficients = max(float(pair.A.abs().max()) for pair in taught.library.load("thing").values())
+    coefficients = max(float(pair.up.abs().max()) for pair in taught.library.load("thing").values())
     state = [str(models[0].model.get_dtype_inference()), str(models[0].model.get_dtype())]
     return {
         "kept": torch.equal(before, tiny.outputs(models[0])),

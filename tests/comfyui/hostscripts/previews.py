@@ -108,7 +108,7 @@ def in_use(library: LibraryHandle, prompt: str, concepts: str = "*") -> np.ndarr
         scheduler = "simple" if model.denoiser.flow else "normal"
     with torch.inference_mode():
         applied = ApplyComposed.execute(patcher, library, concepts, 1.0).result[0]
-        how = (host.DRAWING_STEPS, guidance, "euler", scheduler)
+        how = (host.model.DRAWING_STEPS, guidance, "euler", scheduler)
         samples = comfy.sample.sample(applied, noise, *how, *conds, latent, disable_pbar=True, seed=0)
         return vae.decode(samples).reshape(-1, *images.shape[1:])[0].float().numpy()
 
@@ -145,7 +145,7 @@ def interrupt(module, args):
     """At the second model call of the second preview."""
     global calls
     calls += not torch.is_grad_enabled() and told()["phase"] == "training"
-    if calls == host.DRAWING_STEPS * 2 + 2:
+    if calls == host.model.DRAWING_STEPS * 2 + 2:
         comfy.model_management.interrupt_current_processing()
 
 

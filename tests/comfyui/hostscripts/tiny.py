@@ -16,8 +16,8 @@ from seqlora_pack.nodes import host
 from seqlora_pack.seqlora.demo.pictures import concept_pictures, held_out_emoji
 from seqlora_pack.seqlora.library.store import Library
 from seqlora_pack.seqlora.settings import Settings
-from seqlora_pack.seqlora.training.request import Lesson
-from seqlora_pack.seqlora.training.train import Taught, teach
+from seqlora_pack.seqlora.training.request import TrainingRequest
+from seqlora_pack.seqlora.training.train import TrainResult, teach
 from torch import Tensor
 
 MAKE = {"sd15": checkpoints.make_sd15, "sd3": checkpoints.make_sd3, "flux": checkpoints.make_flux}
@@ -97,9 +97,9 @@ def new_library(folder: Path, name: str) -> Library:
 
 def train(
     models, library: Library, settings: Settings, checkpointing: bool = False, name: str = "thing", on_step=None
-) -> Taught:
+) -> TrainResult:
     """As the node does it, with a look at every step."""
-    lesson = Lesson(name, "zobiku", "thing", lesson_pictures(models, name))
+    lesson = TrainingRequest(name, "zobiku", "thing", lesson_pictures(models, name))
 
     def watched(steps):
         while True:

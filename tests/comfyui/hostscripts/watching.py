@@ -51,7 +51,7 @@ curve = training.told()["losses"]
 seconds = sent[-1][0] - sent[0][0]
 events = [json.loads(data) for _, data in sent]
 with watching.watched("1", "w", "lib", "cat", "zyx") as training:
-    alone = follow_all(training)  # nobody asks
+    alone = follow_all(training)  # nobody grad_anchor
 half = len(curve) // 2
 part = range(curve[half - 1][0] + 1, curve[half][0] + 1)
 
