@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from threading import Lock
 
 from comfy_api.latest import io
 
@@ -26,6 +27,7 @@ class LibraryHandle:
 
     @classmethod
     def of(cls, library: Library) -> LibraryHandle:
+        note_state(library.path.name, library.digest)
         return cls(library.path.name, str(library.path), library.digest)
 
     def open(self) -> Library:
@@ -35,6 +37,7 @@ class LibraryHandle:
 
 def tell_changed(name: str) -> None:
     """Editors that show this library are to load it anew."""
+    state_of(name)
     host.send("seqlora.library", {"name": name})
 
 
@@ -93,8 +96,8 @@ class CreateLibrary(io.ComfyNode):
         return io.NodeOutput(LibraryHandle.of(library))
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: object) -> str:
-        return digest_of(name)
+    def fingerprint_inputs(cls, name: str | None = None, **_: object) -> str:
+        return fingerprint_of(name)
 
 
 class LoadLibrary(io.ComfyNode):
@@ -119,24 +122,45 @@ class LoadLibrary(io.ComfyNode):
         return io.NodeOutput(LibraryHandle.of(library), triggers_of(library.concepts))
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
-        return digest_of(name)
+    def fingerprint_inputs(cls, name: str | None = None) -> str:
+        return fingerprint_of(name)
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         known = host.library_names()
-        if name in known:
+        if name is None or name in known:  # None: it comes from another node, and is looked for when it is there
             return True
         return f"There is no library '{name}' in models/seqlora; there is: {', '.join(known) or 'none yet, create one first'}."
 
 
-def digest_of(name: str) -> str:
-    """Changes when the library of this name does."""
+# What the host's cache may take for unchanged. A digest alone would not do: a library from which a concept was removed looks
+# like it did before that concept was taught, and the host would report what is gone as done.
+_states: dict[str, tuple[str, int]] = {}  # library -> its digest as last seen, and how often that has changed
+_states_lock = Lock()  # the server's thread sees changes too
+
+
+def note_state(name: str, digest: str) -> str:
+    """A text for the library's present state that no earlier state had."""
+    with _states_lock:
+        seen, changes = _states.get(name, (digest, 0))
+        _states[name] = (digest, changes + (digest != seen))
+        return f"{digest} {_states[name][1]}"
+
+
+def state_of(name: str) -> str:
     try:
         path = host.library_path(name)
-        return Library.open(path).digest if (path / MANIFEST).is_file() else "none"
+        digest = Library.open(path).digest if (path / MANIFEST).is_file() else "none"
     except SeqLoRAError as error:  # the node itself will say so when it runs
-        return str(error)
+        digest = str(error)
+    return note_state(name, digest)
+
+
+def fingerprint_of(name: str | None) -> str:
+    """For a node that opens the library of this name; without one (another node gives it) that of all libraries."""
+    if name is not None:
+        return state_of(name)
+    return "\n".join(f"{known}: {state_of(known)}" for known in sorted({*host.library_names(), *_states}))
 
 
 NODES = [CreateLibrary, LoadLibrary]

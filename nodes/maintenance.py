@@ -29,10 +29,13 @@ class RemoveConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, library: LibraryHandle, concept_name: str) -> io.NodeOutput:
+        name = concept_name.strip()
         with library.open().writing() as opened:
-            left = opened.remove(concept_name.strip())
+            there = name in opened.names
+            left = opened.remove(name) if there else opened
         tell_changed(left.path.name)
-        text = f"removed {concept_name.strip()}\nlibrary {left.path.name}: {', '.join(left.names) or 'no concepts'}"
+        done = f"removed {name}" if there else f"there is no concept '{name}' (any more); nothing was removed"
+        text = f"{done}\nlibrary {left.path.name}: {', '.join(left.names) or 'no concepts'}"
         host.say(cls.hidden.unique_id, text)
         return io.NodeOutput(LibraryHandle.of(left), ui=ui.PreviewText(text))
 
