@@ -33,7 +33,7 @@ OUT = ROOT / "docs" / "figures.md"
 
 
 def base_accuracy(limit: int | None) -> str:
-    command = [sys.executable, str(ROOT / "scripts" / "evaluate_micro_model.py")]
+    command = [sys.executable, str(ROOT / "demo_model" / "evaluate.py")]
     if limit:
         command += ["--limit", str(limit)]
     else:

@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-FOLDERS = ("nodes", "seqlora", "tests", "benchmarks", "scripts")
+FOLDERS = ("nodes", "seqlora", "tests", "benchmarks", "tools", "demo_model")
 SOURCES = [ROOT / "__init__.py", *sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 ENTRY = ROOT / "web" / "seqlora.js"
