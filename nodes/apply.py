@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..seqlora.errors import SeqLoRAError
 from ..seqlora.library.composition import compose_library
 from ..seqlora.lora.compose import parse_selection
 from . import host
@@ -52,6 +54,8 @@ class ApplyComposed(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, library: LibraryHandle, concepts: str, strength: float, clip: Any = None) -> io.NodeOutput:
+        if not math.isfinite(strength):  # from another node; the widget has bounds
+            raise SeqLoRAError(f"strength is {strength}, which is no number to multiply with; connect one between -10 and 10.")
         opened = library.open()
         selection = parse_selection(concepts, opened.names)
         triggers = triggers_of(opened.find(name) for name in selection)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io, ui
 
 from ..seqlora.library.export import DTYPES, FORMATS, export_composed
@@ -54,8 +56,19 @@ class ExportLoRA(io.ComfyNode):
         selection = parse_selection(concepts, opened.names)
         path, name = host.next_lora_path(filename_prefix)
         export_composed(opened, selection, path, format, dtype)
+        _written.setdefault((concepts, filename_prefix, format, dtype), []).append(path)
         host.say(cls.hidden.unique_id, f"output/loras/{name}")
         return io.NodeOutput(name, ui=ui.PreviewText(f"output/loras/{name}"))
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, concepts: str = "", filename_prefix: str = "", format: str = "", dtype: str = "", **_: object
+    ) -> int:
+        """Another one for each file that this node wrote with these inputs and that is gone."""
+        return sum(not path.exists() for path in _written.get((concepts, filename_prefix, format, dtype), ()))
+
+
+_written: dict[tuple[str, str, str, str], list[Path]] = {}  # by inputs, since the host started
 
 
 NODES = [ExportLoRA]

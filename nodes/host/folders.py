@@ -37,7 +37,9 @@ def library_path(name: str) -> Path:
 
 
 def next_lora_path(prefix: str) -> tuple[Path, str]:
-    """A new file in output/loras, which the host's LoRA loaders list, and its name there."""
+    """A new file in output/loras, which the host's LoRA loaders list, and its name there. `prefix` may name folders inside."""
+    for part in prefix.split("/"):
+        checked_name(part, "filename_prefix")
     try:
         folder, name, number, subfolder, _ = folder_paths.get_save_image_path(
             prefix, str(Path(folder_paths.get_output_directory()) / "loras")

@@ -139,3 +139,36 @@ def test_a_library_named_by_another_node_is_cached_and_no_less_true(server: Host
     bench.remove()
     server.run(prompt)
     assert Library.open(bench.path).names == ["first", "second"]
+
+
+def exporting(library: str, prefix: str) -> dict[str, dict]:
+    inputs = {"library": ["train", 0], "concepts": "*", "filename_prefix": prefix, "format": "comfyui", "dtype": "fp16"}
+    return {key: node for key, node in graph(library).items() if key in ("model", "pictures", "library", "train")} | {
+        "export": {"class_type": "SeqLoRA_ExportLoRA", "inputs": inputs}
+    }
+
+
+def test_an_export_that_was_deleted_is_written_again(server: HostServer, tmp_path: Path):
+    prompt = exporting(tmp_path.name, f"{tmp_path.name}/all")
+    folder = server.output_dir / "loras" / tmp_path.name
+    for _ in range(3):
+        server.run(prompt)
+    first, second = sorted(folder.glob("all_*.safetensors"))  # the library had no concept before the first
+    second.unlink()
+    server.run(prompt)
+    assert len(list(folder.glob("all_*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("prefix", ["", "a:b", "a\nb", "a\\b", "con", "../x", "a/../b", "/tmp/x", "x/", " "])
+def test_an_export_goes_to_a_plain_name(server: HostServer, copied: Path, prefix: str):
+    prompt = exporting(copied.name, prefix)
+    before = sorted(server.output_dir.rglob("*"))
+    assert "filename_prefix" in error_message(server.wait(server.post_prompt(prompt)))
+    assert sorted(server.output_dir.rglob("*")) == before
+
+
+def test_a_strength_that_is_no_number_is_refused(server: HostServer, copied: Path):
+    prompt = graph(copied.name)
+    prompt["strength"] = {"class_type": "PrimitiveFloat", "inputs": {"value": float("nan")}}
+    prompt["apply"]["inputs"]["strength"] = ["strength", 0]
+    assert "strength is" in error_message(server.wait(server.post_prompt(prompt)))
