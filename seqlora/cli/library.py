@@ -1,4 +1,4 @@
-"""The command line's care of libraries: `seqlora remove | rename | verify | repair | copy`."""
+"""The command line's care of libraries: `seqlora info | remove | rename | verify | repair | copy`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from ..library.copy import copy
 from ..library.repair import repair
 from ..library.store import Library
 from ..library.verify import verify
+from .arguments import Command, folder
 
-Command = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
 
-
-def add_commands(command: Command, folder: Callable[[str], Path]) -> None:
-    """`command(name, run, about)` makes one; `folder` reads a library's folder."""
-
+def add_commands(command: Command) -> None:
     def made(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
         sub = command(name, run, about)
         sub.add_argument("library", type=folder, help="the library's folder")
         return sub
+
+    made("info", info, "list a library")
 
     sub = made("remove", remove_concepts, "delete concepts; the others stay exactly as they are")
     sub.add_argument("concepts", nargs="+")
@@ -36,6 +35,15 @@ def add_commands(command: Command, folder: Callable[[str], Path]) -> None:
     sub = made("copy", copy_concepts, "make a new library of some of the concepts")
     sub.add_argument("to", type=folder, help="the new library's folder")
     sub.add_argument("concepts", nargs="+")
+
+
+def info(args: argparse.Namespace) -> None:
+    library = Library.open(args.library)
+    family = library.base.family if library.base else "no model yet"
+    print(f"{library.path.name}: {len(library.concepts)} of {library.capacity} concepts, rank {library.rank}, {family}")
+    for record in library.concepts:
+        full = f", {len(record.full_layers)} layers were full" if record.full_layers else ""
+        print(f"  {record.name}: '{record.trigger} {record.class_word}', {record.created}{full}")
 
 
 def remove_concepts(args: argparse.Namespace) -> None:

@@ -1,15 +1,28 @@
-"""`seqlora compose`, `report`, `info`, `export`, `demo`."""
+"""`seqlora compose` and `seqlora report`: what concepts do to each other."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from ..errors import SeqLoRAError
 from ..io.atomic import write_bytes
 from ..library.composition import compose_library
 from ..library.store import Library
 from ..lora.compose import parse_selection
+from .arguments import Command, real, with_library
+
+
+def add_commands(command: Command) -> None:
+    with_library(command("compose", compose, "show what summing concepts gives: ranks, overlap, crosstalk"))
+
+    sub = command("report", report, "bound how much each concept suffers from the others; overlap and crosstalk")
+    with_library(sub)
+    sub.add_argument("--delta", type=real(0, 1), default=0.05, help="chance that a bound fails")
+    sub.add_argument("--sub-gaussian-constant", type=real(0), default=1.0, help="of the layers' inputs; 1 is a Gaussian's")
+    sub.add_argument("--json", type=Path, help="also write everything to this file")
+    sub.add_argument("--picture", type=Path, help="also draw it, as a PNG")
 
 
 def compose(args: argparse.Namespace) -> None:
@@ -65,28 +78,3 @@ def report(args: argparse.Namespace) -> None:
         write_bytes(args.json, json.dumps(found, indent=1, ensure_ascii=False).encode())
     if args.picture:
         write_bytes(args.picture, as_png(draw_report(found)))
-
-
-def info(args: argparse.Namespace) -> None:
-    library = Library.open(args.library)
-    family = library.base.family if library.base else "no model yet"
-    print(f"{library.path.name}: {len(library.concepts)} of {library.capacity} concepts, rank {library.rank}, {family}")
-    for record in library.concepts:
-        full = f", {len(record.full_layers)} layers were full" if record.full_layers else ""
-        print(f"  {record.name}: '{record.trigger} {record.class_word}', {record.created}{full}")
-
-
-def export(args: argparse.Namespace) -> None:
-    from ..library.export import export_composed
-
-    library = Library.open(args.library)
-    selection = parse_selection("\n".join(args.concepts), library.names)
-    print(export_composed(library, selection, args.out, args.format, args.dtype))
-
-
-def demo(args: argparse.Namespace) -> None:
-    from ..demo.run_demo import run_demo, summary
-
-    figures = run_demo(args.out, args.concepts, args.seed)
-    print(summary(figures))
-    print(f"{figures['seconds']} seconds in all; {args.out / 'demo.png'} and {args.out / 'demo.json'} were written")

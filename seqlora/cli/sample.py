@@ -12,6 +12,7 @@ from ..diffusion.model import Model
 from ..library.composition import compose_library
 from ..library.store import Library
 from ..lora.compose import parse_selection
+from .arguments import Command, folder, picture_file, real, whole, with_concepts
 
 
 def load_model(spec: str) -> Model:
@@ -22,6 +23,19 @@ def load_model(spec: str) -> Model:
     from ..backends.load import load_pipeline
 
     return load_pipeline(Path(spec))
+
+
+def add_commands(command: Command) -> None:
+    sub = command("sample", sample, "draw pictures with any of a library's concepts")
+    sub.add_argument("prompt")
+    with_concepts(sub)
+    sub.add_argument("--library", type=folder, help="the library's folder; the bare model if not given")
+    sub.add_argument("--model", default="demo", help="a folder with a diffusers pipeline, or 'demo'")
+    sub.add_argument("--out", type=picture_file, default=Path("sample.png"))
+    sub.add_argument("--count", type=whole(1, 1000), default=4)
+    sub.add_argument("--steps", type=whole(1, 10_000), default=25)
+    sub.add_argument("--guidance", type=real(-100, 100), help="the model's usual one if not given")
+    sub.add_argument("--seed", type=whole(0), default=0)
 
 
 def sample(args: argparse.Namespace) -> None:

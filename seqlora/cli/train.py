@@ -15,13 +15,39 @@ from PIL import Image, ImageOps
 
 from ..errors import SeqLoRAError
 from ..library.store import Library
-from ..settings import Settings, method_settings
+from ..lora.targets import TARGETS
+from ..settings import METHODS, Settings, method_settings
+from ..training.checkpoint import MINUTES
 from ..training.progress import Progress, run_to_end
-from ..training.request import TrainingRequest
+from ..training.request import TrainingRequest, check_request
 from ..training.train import about, teach
+from .arguments import Command, folder, real, whole
 from .sample import load_model
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def add_commands(command: Command) -> None:
+    defaults = Settings()
+    sub = command("train", train, "teach a concept from a folder of pictures")
+    sub.add_argument("images", type=Path, help="folder of pictures, each with a .txt caption beside it or none")
+    sub.add_argument("--library", type=folder, required=True, help="the library's folder; made if it does not exist")
+    sub.add_argument("--model", default="demo", help="a folder with a diffusers pipeline, or 'demo'")
+    sub.add_argument("--name", help="the concept's name; the folder's name if not given")
+    sub.add_argument("--trigger", required=True, help="a made-up word that stands for the concept in prompts")
+    sub.add_argument("--class-word", default="", help="what kind of thing it is, such as 'dog'")
+    sub.add_argument("--rank", type=whole(1, 1024), default=16)
+    sub.add_argument("--capacity", type=whole(1, 100_000), default=32, help="how many concepts the library is planned for")
+    sub.add_argument("--targets", default="attention and mlp", choices=list(TARGETS))
+    sub.add_argument("--method", default="seqlora", choices=list(METHODS))
+    sub.add_argument("--size", type=whole(16, 16384), help="shorter side of the pictures; the model's own if not given")
+    sub.add_argument("--steps", type=whole(1), default=defaults.steps)
+    sub.add_argument("--batch-size", type=whole(1), default=defaults.batch_size)
+    sub.add_argument("--learning-rate", type=real(0), default=defaults.learning_rate)
+    sub.add_argument("--basis-learning-rate", type=real(0), default=defaults.basis_learning_rate)
+    sub.add_argument("--seed", type=whole(0), default=0)
+    sub.add_argument("--replace", action="store_true", help="teach a concept anew; the old one stays until this is done")
+    sub.add_argument("--checkpoint-minutes", type=real(0), default=MINUTES, help="between savings of the unfinished training")
 
 
 def read_pictures(folder: Path, side: int) -> tuple[list[torch.Tensor], list[str]]:
@@ -63,12 +89,13 @@ def show_progress(progress: Progress) -> None:
 
 def train(args: argparse.Namespace) -> None:
     model = load_model(args.model)
-    library = Library.create(args.library, args.rank, args.capacity, args.targets)
     side = args.size or model.picture_side  # type: ignore[attr-defined]
     pictures, captions = read_pictures(args.images, side)
     chosen = {k: getattr(args, k) for k in ("steps", "batch_size", "learning_rate", "basis_learning_rate", "seed")}
     settings = method_settings(args.method, Settings(**chosen))
     lesson = TrainingRequest(args.name or args.images.name, args.trigger, args.class_word, pictures, captions)
+    lesson = check_request(lesson)  # before there is a library for it
+    library = Library.create(args.library, args.rank, args.capacity, args.targets)
     steps = teach(library, lesson, settings, model, args.checkpoint_minutes, args.replace)
     with ControlC() as pressed:
         taught = run_to_end(steps, pressed.tell)
