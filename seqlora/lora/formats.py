@@ -46,16 +46,26 @@ def _kohya_name(name: str) -> str:
 
 
 def to_diffusers(concept: Mapping[str, LoRAPair], layout: Mapping[str, Any]) -> dict[str, Tensor]:
-    """PEFT names for diffusers' `load_lora_weights`: `unet.` or `transformer.`, path, `.lora_A.weight` B', `.lora_B.weight` A.
+    """Names for diffusers' `load_lora_weights`, which ComfyUI's loader takes as well; B' is the down or A matrix, A the other.
 
-    No alpha is written: PEFT then scales by 1. Raises SeqLoRAError as `native_to_diffusers` does.
+    A transformer's are PEFT's, `transformer.<path>.lora_A.weight`. A UNet's are those from before PEFT, because ComfyUI's map
+    has a UNet's attention under `processor` only. No alpha is written: the scale is 1 then. Raises SeqLoRAError as
+    `native_to_diffusers` does.
     """
-    prefix = "unet." if layout["family"] == "unet" else "transformer."
+    unet = layout["family"] == "unet"
     out = {}
-    for path, (a, b) in native_to_diffusers(concept, layout).items():
-        out[f"{prefix}{path}.lora_A.weight"] = _copy(b.T)
-        out[f"{prefix}{path}.lora_B.weight"] = _copy(a)
+    for path, (up, basis) in native_to_diffusers(concept, layout).items():
+        down_key, up_key = _before_peft(path) if unet else (f"{path}.lora_A.weight", f"{path}.lora_B.weight")
+        prefix = "unet." if unet else "transformer."
+        out[prefix + down_key], out[prefix + up_key] = _copy(basis.T), _copy(up)
     return out
+
+
+def _before_peft(path: str) -> tuple[str, str]:
+    """The names of a UNet's down and up matrix: `attn1.processor.to_q_lora.down.weight`, or `<path>.lora.down.weight`."""
+    module, attention, layer = path.rpartition(".to_")
+    stem = f"{module}.processor.to_{layer.removesuffix('.0')}_lora" if attention else f"{path}.lora"
+    return f"{stem}.down.weight", f"{stem}.up.weight"
 
 
 def _copy(tensor: Tensor) -> Tensor:

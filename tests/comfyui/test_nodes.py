@@ -90,7 +90,7 @@ def test_applying_is_exact_and_undone_exactly(applied, family: str):
     assert applied(family)["outputs_kept"] and applied(family)["weights_kept"] and applied(family)["nothing_selected"]
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_host_loads_every_export(applied, family: str):
     assert len(applied(family)["exports"]) == 6
     for kind, error in applied(family)["exports"].items():
