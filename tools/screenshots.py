@@ -56,14 +56,17 @@ OTHERS = {
     "ExportLoRA": ("Export Composed LoRA", [320, 260]),
     "VerifyLibrary": ("Verify Concept Library", [380, 130]),
     "RemoveConcept": ("Remove Concept", [300, 80]),
+    "ConceptPrompt": ("Concept Prompt", [420, 330]),
 }
+PROMPT = "a photo of @penguin beside @sunflower:0.8"
+WRITE = "([id, text]) => { window.app.graph.getNodeById(id).widgets[0].value = text }"
 CONNECT = """([library, loader, others]) => {
     const { graph } = window.app
     const from = graph.getNodeById(loader)
     from.widgets[0].value = library
     for (const [id, size] of others) {
         const node = graph.getNodeById(id)
-        from.connect(0, node, 0)
+        from.connect(0, node, node.inputs.findIndex((input) => input.type === 'SEQLORA_LIBRARY'))
         node.setSize(size)
         for (const widget of node.widgets ?? []) if (widget.name === 'concept_name') widget.value = 'penguin'
     }
@@ -140,10 +143,10 @@ def the_rest(browser: Any, server: HostServer, out: Path) -> None:
     nodes = {name: editor.add(f"SeqLoRA_{name}", (500 * number, 0)) for number, name in enumerate(("LoadLibrary", *OTHERS))}
     page.evaluate(CONNECT, [LIBRARY, nodes["LoadLibrary"], [[nodes[name], size] for name, (_, size) in OTHERS.items()]])
     page.wait_for_timeout(1000)  # until the nodes have their sizes
-    shoot_nodes(page, help_picture(out, "RemoveConcept"), ("Remove Concept",))
-    page.evaluate(
-        "(id) => window.app.graph.remove(window.app.graph.getNodeById(id))", nodes["RemoveConcept"]
-    )  # it must not run
+    page.evaluate(WRITE, [nodes["ConceptPrompt"], PROMPT])
+    for name in ("RemoveConcept", "ConceptPrompt"):  # these must not run
+        shoot_nodes(page, help_picture(out, name), (OTHERS[name][0],))
+        page.evaluate("(id) => window.app.graph.remove(window.app.graph.getNodeById(id))", nodes[name])
     page.evaluate("() => window.app.queuePrompt(0)")
     wait(page, lambda: not sum(len(jobs) for jobs in server.get("/queue").values()))
     quiet(page)

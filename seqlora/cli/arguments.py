@@ -61,8 +61,4 @@ def real(least: float, most: float = math.inf) -> Callable[[str], float]:
 
 def with_library(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("library", type=folder, help="the library's folder")
-    with_concepts(sub)
-
-
-def with_concepts(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("concepts", nargs="*", default=["*"], help="'name' or 'name: 0.8'; all of them if none is given")

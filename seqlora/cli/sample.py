@@ -12,7 +12,8 @@ from ..diffusion.model import Model
 from ..library.composition import compose_library
 from ..library.store import Library
 from ..lora.compose import parse_selection
-from .arguments import Command, folder, picture_file, real, whole, with_concepts
+from ..prompt.grammar import read_prompt
+from .arguments import Command, folder, picture_file, real, whole
 
 
 def load_model(spec: str) -> Model:
@@ -27,8 +28,8 @@ def load_model(spec: str) -> Model:
 
 def add_commands(command: Command) -> None:
     sub = command("sample", sample, "draw pictures with any of a library's concepts")
-    sub.add_argument("prompt")
-    with_concepts(sub)
+    sub.add_argument("prompt", help='@rex or @"red kettle":0.8 names a concept of the library and switches it on')
+    sub.add_argument("concepts", nargs="*", help="'name', 'name: 0.8' or '*'; those that the prompt names if none is given")
     sub.add_argument("--library", type=folder, help="the library's folder; the bare model if not given")
     sub.add_argument("--model", default="demo", help="a folder with a diffusers pipeline, or 'demo'")
     sub.add_argument("--out", type=picture_file, default=Path("sample.png"))
@@ -42,14 +43,16 @@ def sample(args: argparse.Namespace) -> None:
     from ..diffusion.sampling import euler
 
     model = load_model(args.model)
-    composed = {}
+    text, composed = args.prompt, {}
     if args.library:
         library = Library.open(args.library)
-        composed = compose_library(library, parse_selection("\n".join(args.concepts), library.names))
+        prompt = read_prompt(args.prompt, library.concepts)
+        chosen = parse_selection("\n".join(args.concepts), library.names) if args.concepts else prompt.strengths
+        text, composed = prompt.text, compose_library(library, {name: s for name, s in chosen.items() if s})
     generator = torch.Generator().manual_seed(args.seed)
     with torch.inference_mode(), model.using(composed):  # type: ignore[attr-defined]
         noise = torch.randn(args.count, *model.latent_shape, generator=generator)  # type: ignore[attr-defined]
-        cond, uncond = model.encode_captions([args.prompt, ""])
+        cond, uncond = model.encode_captions([text, ""])
         guidance = model.default_guidance if args.guidance is None else args.guidance  # type: ignore[attr-defined]
         latents = euler(model.denoiser, noise, [cond] * args.count, [uncond] * args.count, guidance, args.steps)
         pictures = model.decode(latents)  # type: ignore[attr-defined]

@@ -1,0 +1,69 @@
+"""The node that takes a prompt which names its concepts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..seqlora.library.composition import compose_library
+from ..seqlora.prompt.grammar import read_prompt
+from . import host
+from .library import LibraryHandle, LibraryType
+
+
+class ConceptPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeqLoRA_ConceptPrompt",
+            display_name="Concept Prompt",
+            category="SeqLoRA/apply",
+            description="Takes a prompt that names its concepts with an at-sign: these are switched on, and their triggers and "
+            "class words stand in their places. Concepts that the prompt does not name stay off.",
+            search_aliases=["prompt", "text encode", "apply concepts", "trigger words", "mention", "load lora"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the library was taught on."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                LibraryType.Input("library", tooltip="The library with the concepts."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip='The prompt. @rex names a concept, @"red kettle" too, @rex:0.8 gives it a strength; a trigger that '
+                    "is written out switches its concept on as well. \\@ is a plain sign.",
+                ),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What is not wanted. Concepts can be named here too, but this switches none on.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the concepts that the prompt names; as it came where it names none."),
+                io.Conditioning.Output("positive", tooltip="The prompt, encoded."),
+                io.Conditioning.Output("negative", tooltip="What is not wanted, encoded."),
+                io.String.Output("concepts", tooltip="What was switched on, a line each: name and strength."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, library: LibraryHandle, text: str, negative: str) -> io.NodeOutput:
+        opened = library.open()
+        prompt, against = read_prompt(text, opened.concepts), read_prompt(negative, opened.concepts)
+        active = {name: strength for name, strength in prompt.strengths.items() if strength}
+        if active:
+            model = host.apply_adapter(model, compose_library(opened, active), 1.0)
+        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(said)) for said in (prompt.text, against.text)]
+        concepts = "\n".join(f"{name}: {strength:g}" for name, strength in active.items())
+        shown = f"{concepts or 'no concept is named'}\n{prompt.text}"
+        host.say(cls.hidden.unique_id, shown)
+        return io.NodeOutput(model, *encoded, concepts, ui=ui.PreviewText(shown))
+
+
+NODES = [ConceptPrompt]
