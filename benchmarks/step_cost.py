@@ -62,12 +62,12 @@ def compare(
     ranks = {name: rank for name in layer_shapes(layers)}
     base = Settings(steps=10 * steps + 100, batch_size=batch_size, learning_rate=1e-3, basis_learning_rate=3e-4)
     runs = {}
-    for name, method, context in (
+    for name, method, co_training in (
         ("lora", "lora", "modular"),
         ("seqlora", "seqlora", "modular"),
         ("seqlora beside earlier concepts", "seqlora", "stochastic"),
     ):
-        settings = method_settings(method, base).with_(context=context)
+        settings = method_settings(method, base).with_(co_training=co_training)
         runs[name] = train_concept(denoiser, layers, examples, settings, ranks, earlier, prior, earlier_moments)
     seconds = step_seconds(runs, steps)
     return {"lora seconds": seconds["lora"]} | {n: seconds[n] / seconds["lora"] for n in seconds if n != "lora"}
@@ -91,7 +91,7 @@ def compare_after(
     earlier: list[Concept] = []
     moments: Moments | None = None
     for seed in range(concepts):
-        settings = Settings(steps=1, batch_size=2, learning_rate=1e-3, seed=seed, context="modular")
+        settings = Settings(steps=1, batch_size=2, learning_rate=1e-3, seed=seed, co_training="modular")
         trained = run_to_end(train_concept(denoiser, layers, examples, settings, ranks, earlier, prior, moments))
         earlier.append(trained.pairs)
         moments = trained.moments if moments is None else moments + trained.moments

@@ -21,7 +21,7 @@ from seqlora.settings import Settings, method_settings
 
 GRID = {
     "seqlora": [
-        {"learning_rate": rate, "basis_learning_rate": 3e-3, "interference": strength}
+        {"learning_rate": rate, "basis_learning_rate": 3e-3, "interference_weight": strength}
         for rate, strength in itertools.product((1e-2, 2e-2), (0.2, 0.4, 0.8))
     ],
     "lora": [{"learning_rate": rate, "basis_learning_rate": rate} for rate in (1.5e-3, 3e-3, 5e-3, 1e-2)],

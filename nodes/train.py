@@ -115,15 +115,15 @@ class TrainConcept(io.ComfyNode):
                 _choice(
                     "orthogonality",
                     "exact: at right angles to all earlier concepts. metric: only the interference penalty keeps them apart. "
-                    "free: plain LoRA.",
+                    "none: plain LoRA.",
                 ),
                 _choice(
-                    "context",
+                    "co_training",
                     "What is on while the concept is learned: some earlier concepts at random (stochastic), none (modular) or "
                     "all (cumulative).",
                 ),
                 _choice(
-                    "basis_start",
+                    "basis_init",
                     "Where the basis starts: directions that this concept uses and others do not (contrastive), those that it "
                     "uses most (pca), or any (random).",
                 ),
@@ -142,8 +142,8 @@ class TrainConcept(io.ComfyNode):
                     tooltip="Steps of the coefficients for each step of the basis; used by the schedules other than joint.",
                 ),
                 io.Float.Input(
-                    "interference",
-                    default=DEFAULTS.interference,
+                    "interference_weight",
+                    default=DEFAULTS.interference_weight,
                     min=0.0,
                     max=1000.0,
                     step=0.1,

@@ -17,13 +17,13 @@ class Settings:
     learning_rate: float = 1e-4  # of the coefficients A
     basis_learning_rate: float = 3e-5  # of the basis B; 0 freezes it
     seed: int = 0
-    basis_start: Literal["contrastive", "pca", "random"] = "contrastive"
-    orthogonality: Literal["exact", "metric", "free"] = "exact"  # free: plain LoRA, no manifold at all
+    basis_init: Literal["contrastive", "pca", "random"] = "contrastive"
+    orthogonality: Literal["exact", "metric", "none"] = "exact"  # none: plain LoRA, no manifold at all
     when_full: Literal["metric", "refuse"] = "metric"  # for layers that have no room for another orthogonal basis
-    context: Literal["stochastic", "modular", "cumulative"] = "stochastic"
+    co_training: Literal["stochastic", "modular", "cumulative"] = "stochastic"
     schedule: Literal["joint", "alternating", "finite_difference"] = "joint"
     inner_steps: int = 4  # lower-level steps per upper-level step of the two alternating schedules
-    interference: float = 0.4  # strength of the interference penalty, for each concept that the library is planned for
+    interference_weight: float = 0.4  # strength of the interference penalty, for each concept that the library is planned for
     # sensitivity: each layer counts as much as the model's output feels it; energy: as its own output, all layers alike
     weighting: Literal["sensitivity", "energy"] = "sensitivity"
     overlap: float = 0.0  # strength of O-LoRA's soft penalty on |F'B|, a baseline
@@ -46,14 +46,14 @@ class Settings:
         return replace(self, **changes)
 
 
-_PUBLISHED = {"interference": 0.0, "context": "modular"}
+_PUBLISHED = {"interference_weight": 0.0, "co_training": "modular"}
 METHODS: dict[str, dict[str, Any]] = {
     "seqlora": {},
-    "lora": {"basis_start": "random", "orthogonality": "free", **_PUBLISHED},
-    "orthogonal adaptation": {"basis_start": "random", "basis_learning_rate": 0.0, **_PUBLISHED},
-    "inflora": {"basis_start": "pca", "basis_learning_rate": 0.0, **_PUBLISHED},
-    "o-lora": {"basis_start": "random", "orthogonality": "free", "overlap": 0.1, **_PUBLISHED},
-    "continual alternating": {"basis_start": "random", "schedule": "alternating", "inner_steps": 1, **_PUBLISHED},
+    "lora": {"basis_init": "random", "orthogonality": "none", **_PUBLISHED},
+    "orthogonal adaptation": {"basis_init": "random", "basis_learning_rate": 0.0, **_PUBLISHED},
+    "inflora": {"basis_init": "pca", "basis_learning_rate": 0.0, **_PUBLISHED},
+    "o-lora": {"basis_init": "random", "orthogonality": "none", "overlap": 0.1, **_PUBLISHED},
+    "continual alternating": {"basis_init": "random", "schedule": "alternating", "inner_steps": 1, **_PUBLISHED},
     "frozen contrastive": {"basis_learning_rate": 0.0},
 }
 
@@ -65,6 +65,29 @@ def method_settings(method: str, base: Settings) -> Settings:
     return base.with_(**METHODS[method])
 
 
-def method_of(settings: Mapping[str, Any]) -> str:
-    """The method that teaches with these settings: of all that fit the one that asks for most; SeqLoRA asks for nothing."""
+def method_of(record: Mapping[str, Any]) -> str:
+    """The method that taught with recorded settings: of all that fit the one that asks for most; SeqLoRA asks for nothing."""
+    settings = from_record(record)
     return max((len(own), name) for name, own in METHODS.items() if own.items() <= settings.items())[1]
+
+
+# What format 1 of libraries called some settings, in whose names requests are hashed for good.
+_NAMES_1 = {"basis_init": "basis_start", "co_training": "context", "interference_weight": "interference"}
+_FREE_1 = "free"  # orthogonality="none"
+
+
+def from_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a record under today's names; it may lack some, and is not checked."""
+    today = {old: name for name, old in _NAMES_1.items()}
+    found = {today.get(name, name): value for name, value in record.items()}
+    if found.get("orthogonality") == _FREE_1:
+        found["orthogonality"] = "none"
+    return found
+
+
+def legacy_names(settings: Settings) -> dict[str, Any]:
+    """The settings under the names of format 1: what a request's hash is made of, so that old requests are found."""
+    found = {_NAMES_1.get(name, name): value for name, value in asdict(settings).items()}
+    if settings.orthogonality == "none":
+        found["orthogonality"] = _FREE_1
+    return found

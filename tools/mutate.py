@@ -100,8 +100,8 @@ MUTATIONS = [
     Mutation(
         "forget how many concepts are planned",
         "trainer.py",
-        "settings.interference * planned",
-        "settings.interference",
+        "settings.interference_weight * planned",
+        "settings.interference_weight",
         "test_library",
     ),
     Mutation(

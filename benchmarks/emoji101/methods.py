@@ -28,19 +28,19 @@ PUBLISHED, PENALISED, OURS, CONTEXTS, CHANGES, TOGETHER = (
 # The basis moves at a third of the rate of the coefficients.
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2}, {"learning_rate": 3e-2})
 RATES_AND_STRENGTHS = (
-    {"learning_rate": 2e-2, "interference": 0.2},
-    {"learning_rate": 2e-2, "interference": 0.4},
-    {"learning_rate": 4e-2, "interference": 0.4},
-    {"learning_rate": 8e-2, "interference": 0.8},
+    {"learning_rate": 2e-2, "interference_weight": 0.2},
+    {"learning_rate": 2e-2, "interference_weight": 0.4},
+    {"learning_rate": 4e-2, "interference_weight": 0.4},
+    {"learning_rate": 8e-2, "interference_weight": 0.8},
 )
 # For the two closest rivals, whose best of the four was at an end: more beyond it.
 WEAKER = (
-    {"learning_rate": 2e-2, "interference": 0.02},
-    {"learning_rate": 2e-2, "interference": 0.1},
+    {"learning_rate": 2e-2, "interference_weight": 0.02},
+    {"learning_rate": 2e-2, "interference_weight": 0.1},
     *RATES_AND_STRENGTHS,
 )
-STRONGER = (*RATES_AND_STRENGTHS, {"learning_rate": 1.6e-1, "interference": 1.6})
-OUR_START = {"context": "stochastic", "basis_start": "contrastive"}
+STRONGER = (*RATES_AND_STRENGTHS, {"learning_rate": 1.6e-1, "interference_weight": 1.6})
+OUR_START = {"co_training": "stochastic", "basis_init": "contrastive"}
 RATES_AND_OVERLAPS = (
     {"learning_rate": 3e-3, "overlap": 0.1},
     {"learning_rate": 1e-2, "overlap": 0.1},
@@ -75,7 +75,7 @@ def _published(core: str, title: str, grid: Sequence[Mapping[str, float]] = RATE
 
 
 def _penalised(core: str, title: str, grid: Sequence[Mapping[str, float]] = RATES_AND_STRENGTHS, **changes: Any) -> Method:
-    return Method(title, PENALISED, core, {"context": "modular", **changes}, grid=grid)
+    return Method(title, PENALISED, core, {"co_training": "modular", **changes}, grid=grid)
 
 
 def _variant(title: str, group: str = CHANGES, like: str = "seqlora", core: str = "seqlora", **changes: Any) -> Method:
@@ -125,13 +125,13 @@ METHODS: dict[str, Method] = {
         steps=5 * STEPS,
     ),
     "metric": _variant("metric instead of exact", OURS, orthogonality="metric"),
-    "modular": _variant("SeqLoRA, modular context", CONTEXTS, context="modular"),
-    "cumulative": _variant("SeqLoRA, cumulative context", CONTEXTS, context="cumulative"),
-    "lora+stochastic": _variant("independent LoRA + penalty, stochastic", CONTEXTS, "lora+", "lora", context="stochastic"),
-    "lora+cumulative": _variant("independent LoRA + penalty, cumulative", CONTEXTS, "lora+", "lora", context="cumulative"),
-    "frozen-modular": _variant("frozen contrastive, modular", CONTEXTS, "frozen", "frozen contrastive", context="modular"),
+    "modular": _variant("SeqLoRA, modular context", CONTEXTS, co_training="modular"),
+    "cumulative": _variant("SeqLoRA, cumulative context", CONTEXTS, co_training="cumulative"),
+    "lora+stochastic": _variant("independent LoRA + penalty, stochastic", CONTEXTS, "lora+", "lora", co_training="stochastic"),
+    "lora+cumulative": _variant("independent LoRA + penalty, cumulative", CONTEXTS, "lora+", "lora", co_training="cumulative"),
+    "frozen-modular": _variant("frozen contrastive, modular", CONTEXTS, "frozen", "frozen contrastive", co_training="modular"),
     "frozen-cumulative": _variant(
-        "frozen contrastive, cumulative", CONTEXTS, "frozen", "frozen contrastive", context="cumulative"
+        "frozen contrastive, cumulative", CONTEXTS, "frozen", "frozen contrastive", co_training="cumulative"
     ),
     "energy": Method("penalty by each layer's own energy", CHANGES, changes={"weighting": "energy"}),
     "frozen-half": Method(

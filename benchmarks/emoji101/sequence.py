@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from seqlora.lora.formats import from_native, to_native
 from seqlora.lora.types import LoRAPair
 from seqlora.method.moments import Moments
 from seqlora.method.trained import TrainedConcept
-from seqlora.settings import Settings
+from seqlora.settings import Settings, legacy_names
 from seqlora.training.measure import measure_concept, measure_prior
 from seqlora.training.progress import Progress, run_to_end
 from seqlora.training.trainer import RECORDED, train_concept
@@ -162,4 +162,4 @@ def prior_of(model: HeadlessModel) -> Moments:
 
 def run_key(settings: Settings, ranks: Mapping[str, int], planned: int) -> str:
     """Of all that decides what is taught, the emoji and the seed apart."""
-    return request_hash(asdict(settings.with_(seed=0)), dict(ranks), planned)[:10]
+    return request_hash(legacy_names(settings.with_(seed=0)), dict(ranks), planned)[:10]

@@ -18,7 +18,7 @@ from ..library.thumbnails import encode
 from ..lora.targets import layer_shapes
 from ..method import metrics
 from ..method.moments import Moments
-from ..settings import Settings
+from ..settings import Settings, legacy_names
 from . import checkpoint as checkpoints
 from .checkpoint import FOLDER, MINUTES, Checkpoint, State
 from .checks import check_latents, memory_advice
@@ -63,7 +63,7 @@ def teach(
     layers = model.layers(library.targets)
     shapes = {name: list(shape) for name, shape in layer_shapes(layers).items()}
     library.check_base(shapes)
-    asked = (data_hash(lesson), lesson.trigger, lesson.class_word, asdict(settings))
+    asked = (data_hash(lesson), lesson.trigger, lesson.class_word, legacy_names(settings))
     request = request_hash(*asked, library.rank, library.capacity, model.fingerprint)
     turn = LibraryLock(library.path)
     while not turn.acquire(timeout=0.5):
@@ -120,7 +120,7 @@ def _teach(
 ) -> TrainingSteps[TrainResult]:
     resumed_at = checkpoint.step
     captions, added = prepare_captions(lesson)
-    needs_prior = settings.interference > 0 or settings.basis_start == "contrastive"
+    needs_prior = settings.interference_weight > 0 or settings.basis_init == "contrastive"
     prior = library.prior()
     with memory_advice(settings):
         examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(captions))

@@ -77,9 +77,9 @@ def constrain(
 def start_basis(
     settings: Settings, name: str, rank: int, earlier: Tensor, own: Moments, others: Moments | None, rng: torch.Generator
 ) -> Tensor:
-    if settings.basis_start == "random":
+    if settings.basis_init == "random":
         return random_basis(len(earlier), rank, earlier, rng)
-    if settings.basis_start == "pca" or others is None:
+    if settings.basis_init == "pca" or others is None:
         return pca_basis(own[name], rank, earlier, rng)
     return contrastive_basis(own[name], others[name], rank, earlier, rng)
 
@@ -137,16 +137,16 @@ def train_concept(
             own = yield from measure_concept(denoiser, layers, batches)
         bases = {name: start_basis(settings, name, ranks[name], F, own, others, rng) for name, F in constrained.items()}
     stacks = build_stacks(shapes, bases, denoiser.device, denoiser.dtype)
-    free = settings.orthogonality == "free"
+    free = settings.orthogonality == "none"
     constraints = [None if free else _constraint(stack, constrained) for stack in stacks]
     penalties = (
         [interference_of(s, others, prior, settings.weighting) for s in stacks]
-        if prior is not None and others is not None and settings.interference
+        if prior is not None and others is not None and settings.interference_weight
         else []
     )
-    strength = settings.interference * planned
+    strength = settings.interference_weight * planned
     overlaps = _overlaps(stacks, earlier) if settings.overlap and earlier else []
-    context = ActiveConcepts(stacks, () if settings.context == "modular" else earlier)
+    context = ActiveConcepts(stacks, () if settings.co_training == "modular" else earlier)
     optimizer = BilevelOptimizer(
         stacks,
         constraints,
@@ -206,7 +206,7 @@ def train_concept(
     with memory_advice(settings), attached(layers, stacks, context):
         while optimizer.passes < settings.steps:
             if context.count and len(result.losses) % CONTEXT_STEPS == 0:
-                on = _draw(settings.context, context.count, rng)
+                on = _draw(settings.co_training, context.count, rng)
                 context.draw(on)
             loss = optimizer.step(gradients)
             figures = torch.stack([f.to(denoiser.device) for f in (loss, penalty, optimizer.residual, optimizer.gradient)])

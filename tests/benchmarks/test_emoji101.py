@@ -20,7 +20,7 @@ from seqlora.training.measure import measure_concept
 from seqlora.training.progress import run_to_end
 
 CONCEPTS = 8
-TUNED = {"seqlora": {"learning_rate": 2e-2, "interference": 0.4}, "lora": {"learning_rate": 1e-2}}
+TUNED = {"seqlora": {"learning_rate": 2e-2, "interference_weight": 0.4}, "lora": {"learning_rate": 1e-2}}
 
 pytestmark = pytest.mark.slow
 
@@ -117,13 +117,13 @@ def test_a_setting_that_harms_the_base_model_can_be_ruled_out():
         return {"sizes": {"12": {"cosine": [cosine], "prior": prior}}, "prior of the base": 0.5}
 
     tried = [
-        ({"interference": 1}, result(0.6, 0.4)),
-        ({"interference": 2}, result(0.5, 0.48)),
-        ({"interference": 3}, result(0.4, 0.5)),
+        ({"interference_weight": 1}, result(0.6, 0.4)),
+        ({"interference_weight": 2}, result(0.5, 0.48)),
+        ({"interference_weight": 3}, result(0.4, 0.5)),
     ]
-    assert runs.best(tried) == {"interference": 1}
-    assert runs.best(tried, 0.95) == {"interference": 2}
-    assert runs.best(tried, 1.1) == {"interference": 1}  # none does
+    assert runs.best(tried) == {"interference_weight": 1}
+    assert runs.best(tried, 0.95) == {"interference_weight": 2}
+    assert runs.best(tried, 1.1) == {"interference_weight": 1}  # none does
 
 
 def test_a_finished_run_is_only_read(small):
@@ -157,7 +157,7 @@ def test_the_page_has_every_figure(small, tmp_path, monkeypatch):
 def test_a_variant_of_a_row_that_was_tuned_anew_is_left_out(small):
     bench, chosen, _ = small
     try:
-        for tuned, there in ((TUNED["seqlora"], True), ({"learning_rate": 1.0, "interference": 0.4}, False)):
+        for tuned, there in ((TUNED["seqlora"], True), ({"learning_rate": 1.0, "interference_weight": 0.4}, False)):
             bench.note("metric", chosen["seqlora"], tuned, CONCEPTS)
             assert ("metric" in results.read(bench.out, "unet")) == there
     finally:

@@ -26,13 +26,13 @@ from seqlora.training.train import about, teach, thinned
 from tests.support.small import QUICK, SmallDenoiser, SmallModel, contents, small_request
 
 STEPS = 12
-PLAIN = QUICK.with_(steps=STEPS, batch_size=2, interference=0.0, context="modular", basis_start="random")
+PLAIN = QUICK.with_(steps=STEPS, batch_size=2, interference_weight=0.0, co_training="modular", basis_init="random")
 SCHEDULES = {
     "joint": QUICK.with_(steps=STEPS, batch_size=2),
     "alternating": QUICK.with_(steps=STEPS, batch_size=2, schedule="alternating", inner_steps=2),
     "finite_difference": QUICK.with_(steps=STEPS, batch_size=2, schedule="finite_difference", inner_steps=1),
     "joint, nothing beside it": PLAIN,
-    "cumulative": QUICK.with_(steps=STEPS, context="cumulative"),
+    "cumulative": QUICK.with_(steps=STEPS, co_training="cumulative"),
     "o-lora": method_settings("o-lora", QUICK.with_(steps=STEPS)),
     "frozen": method_settings("frozen contrastive", QUICK.with_(steps=STEPS)),
 }

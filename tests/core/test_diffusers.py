@@ -248,7 +248,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder, tmp_path):
         if checkpointing:
             model.network.enable_gradient_checkpointing()
         library = Library.create(tmp_path / f"dogs{checkpointing}", rank=2, capacity=8, targets="attention and mlp")
-        settings = SETTINGS.with_(steps=3, interference=0.0, basis_start="random")
+        settings = SETTINGS.with_(steps=3, interference_weight=0.0, basis_init="random")
         taught.append(run_to_end(teach(library, lesson(), settings, model)).library.load("dog 0"))
     for name, pair in taught[0].items():
         torch.testing.assert_close(pair, taught[1][name], rtol=1e-4, atol=1e-6)

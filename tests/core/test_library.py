@@ -202,7 +202,9 @@ def test_the_penalty_grows_with_the_number_of_planned_concepts(tmp_path, model):
     taught = []
     for capacity, interference in ((1, 0.4), (4, 0.1), (4, 0.4)):
         library = Library.create(tmp_path / f"library {len(taught)}", 2, capacity, "attention and mlp")
-        taught.append(run_to_end(teach(library, small_request("cat"), QUICK.with_(interference=interference), model)).library)
+        taught.append(
+            run_to_end(teach(library, small_request("cat"), QUICK.with_(interference_weight=interference), model)).library
+        )
     one, same, stronger = (library.load("cat") for library in taught)
     assert all(torch.equal(a, b) for layer in one for a, b in zip(one[layer], same[layer], strict=True))
     assert not any(torch.equal(one[layer].up, stronger[layer].up) for layer in one)
@@ -593,11 +595,11 @@ def test_a_slug_is_plain(text):
         ({"learning_rate": 0.0}, "learning_rate is 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan, but must be a number"),
         ({"basis_learning_rate": float("inf")}, "basis_learning_rate is inf, but must be a number"),
-        ({"interference": -1.0}, "interference is -1.0"),
+        ({"interference_weight": -1.0}, "interference_weight is -1.0"),
         ({"schedule": "random"}, "schedule is 'random', but must be one of: joint, alternating, finite_difference"),
         ({"orthogonality": ""}, "orthogonality is '', but must be one of"),
-        ({"context": "none"}, "context is 'none'"),
-        ({"basis_start": "zero"}, "basis_start is 'zero'"),
+        ({"co_training": "none"}, "co_training is 'none'"),
+        ({"basis_init": "zero"}, "basis_init is 'zero'"),
         ({"when_full": "maybe"}, "when_full is 'maybe'"),
     ],
 )

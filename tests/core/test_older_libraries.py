@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from seqlora.library.store import Library
 from seqlora.library.verify import verify
-from seqlora.settings import method_of
+from seqlora.settings import METHODS, Settings, from_record, legacy_names, method_of, method_settings
 from seqlora.training.progress import run_to_end
 from seqlora.training.train import teach
 from tests.support.small import QUICK, SmallModel, contents, small_request
@@ -61,3 +61,15 @@ def test_it_can_be_cared_for(library: Library):
         opened = opened.rename("cat", "lion")
         opened.remove("dog")
     assert Library.open(library.path).names == ["lion"] and verify(library.path) == []
+
+
+def test_settings_recorded_under_older_names_are_understood(library: Library):
+    for record in library.concepts:
+        assert {"basis_start", "context", "interference"} <= record.settings.keys()
+        assert Settings(**from_record(record.settings)) == QUICK
+    for method in METHODS:
+        settings = method_settings(method, QUICK)
+        recorded = legacy_names(settings)
+        assert Settings(**from_record(recorded)) == settings
+        assert method_of(recorded) == method
+    assert legacy_names(QUICK.with_(orthogonality="none"))["orthogonality"] == "free"

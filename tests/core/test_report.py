@@ -152,7 +152,7 @@ def test_the_command_prints_and_writes_it(library, tmp_path, capsys):
 def test_plain_lora_has_no_prior_and_says_so(tmp_path, capsys):
     """The library's layers of width 32 have rank 8, those of width 64 have 12."""
     library = Library.create(tmp_path / "plain", rank=12, capacity=1, targets="attention and mlp")
-    settings = QUICK.with_(orthogonality="free", basis_start="random", interference=0.0, context="modular")
+    settings = QUICK.with_(orthogonality="none", basis_init="random", interference_weight=0.0, co_training="modular")
     library = run_to_end(teach(library, small_request("cat"), settings, SmallModel())).library
     (entry,) = library_report(library, {"cat": 1.0})["concepts"]
     assert (entry["prior_disturbance"], entry["rank"]) == (None, 12)

@@ -56,7 +56,9 @@ def drawn(model):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "changes", [{}, {"context": "modular"}, {"context": "cumulative"}, {"schedule": "alternating"}], ids=lambda c: str(c)
+    "changes",
+    [{}, {"co_training": "modular"}, {"co_training": "cumulative"}, {"schedule": "alternating"}],
+    ids=lambda c: str(c),
 )
 def test_looking_changes_no_bit(original, tmp_path, changes, dtype):
     """At every step both figures, and a forward pass with all concepts on, against a training at which nobody looks."""
@@ -129,8 +131,8 @@ def test_no_moments_of_the_earlier_concepts_no_crosstalk(library):
     assert {crosstalk for _, crosstalk in looks} == {None} and looks[-1][0] > 1e-3  # plain LoRA's bases are not orthogonal
 
 
-@pytest.mark.parametrize("context", ["stochastic", "modular"])
-def test_beside_all_is_what_applying_all_concepts_draws(library, context):
+@pytest.mark.parametrize("co_training", ["stochastic", "modular"])
+def test_beside_all_is_what_applying_all_concepts_draws(library, co_training):
     model, seen = SmallModel(), []
 
     def look(progress):
@@ -138,7 +140,7 @@ def test_beside_all_is_what_applying_all_concepts_draws(library, context):
             with progress.live.all_active():
                 seen.append(drawn(model))
 
-    taught = run_to_end(lessons(library, model, QUICK.with_(context=context)), look).library
+    taught = run_to_end(lessons(library, model, QUICK.with_(co_training=co_training)), look).library
     composed = compose([(taught.load(name), 1.0) for name in taught.names])
     with attached(small_layers(model.denoiser), stacks_of(composed, model.denoiser.device, model.denoiser.dtype)):
         applied = drawn(model)

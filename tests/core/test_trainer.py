@@ -161,7 +161,7 @@ def test_coefficients_start_at_zero(prior):
 
 def test_interference_holds_the_change_on_other_inputs_down(denoiser, prior):
     def change(strength):
-        pairs = teach_all(denoiser, prior, QUICK.with_(steps=60, interference=strength), 1)[0].pairs
+        pairs = teach_all(denoiser, prior, QUICK.with_(steps=60, interference_weight=strength), 1)[0].pairs
         return sum(float(torch.trace(A @ B.mT @ prior[name].sketch @ B @ A.mT)) for name, (A, B) in pairs.items())
 
     assert change(10.0) < 0.5 * change(0.0)
@@ -291,7 +291,7 @@ def test_adapters_add_exactly_a_b_x(denoiser):
 # -- context
 
 
-def watch(monkeypatch, denoiser, prior, earlier, context, steps=40):
+def watch(monkeypatch, denoiser, prior, earlier, co_training, steps=40):
     """Which earlier concepts the layers had on, at every training pass; as ActiveConcepts has them, not as was asked."""
     seen = []
 
@@ -314,7 +314,7 @@ def watch(monkeypatch, denoiser, prior, earlier, context, steps=40):
             seen.append(on)
 
     monkeypatch.setattr(trainer, "ActiveConcepts", Watched)
-    settings = QUICK.with_(context=context, steps=steps)
+    settings = QUICK.with_(co_training=co_training, steps=steps)
     seen_moments = Moments() if prior is None else prior
     list(
         train_concept(

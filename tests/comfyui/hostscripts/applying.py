@@ -70,7 +70,7 @@ with torch.inference_mode():
     patcher = models[0]
     created = CreateLibrary.execute("lib", 4, 8, "attention and mlp").result[0]
     first_digest = state_of("lib")
-    settings = tiny.settings_for(family, steps=6, basis_start="random", interference=0.0)
+    settings = tiny.settings_for(family, steps=6, basis_init="random", interference_weight=0.0)
     for name in ("one", "three"):
         tiny.train(models, created.open(), settings, name=name)
     library, triggers = LoadLibrary.execute("lib").result

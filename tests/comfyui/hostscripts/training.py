@@ -80,7 +80,7 @@ bare, with_concept = fixed_loss(models, taught.library)
 
 short = settings.with_(steps=4)
 if family == "sd15":  # its layers are wide: leave out what is slow on a CPU, and tested on the others
-    short = short.with_(basis_start="random", interference=0.0)
+    short = short.with_(basis_init="random", interference_weight=0.0)
 plain, again = (tensors(tiny.train(models, library_like(taught.library, name), short).library) for name in ("plain", "again"))
 thrifty = tensors(tiny.train(models, library_like(taught.library, "thrifty"), short, checkpointing=True).library)
 
