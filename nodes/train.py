@@ -13,9 +13,9 @@ from torch import Tensor
 from ..seqlora.errors import SeqLoRAError
 from ..seqlora.settings import METHODS, Settings, method_settings
 from ..seqlora.training.checkpoint import MINUTES
-from ..seqlora.training.progress import Progress
+from ..seqlora.training.progress import Phase, Progress
 from ..seqlora.training.request import TrainingRequest, check_request
-from ..seqlora.training.train import TrainResult, about, teach
+from ..seqlora.training.train import TrainResult, describe_result, train_steps
 from . import host
 from .library import LibraryHandle, LibraryType, tell_changed
 from .server import training_status
@@ -238,14 +238,14 @@ class TrainConcept(io.ComfyNode):
                             training.remark(str(error))
                     return "keep" if last else None
 
-                taught = host.run_with_progress(teach(library, lesson, settings, taught_model, minutes), node, follow)
+                taught = host.run_with_progress(train_steps(library, lesson, settings, taught_model, minutes), node, follow)
             tell_changed(taught.library.path.name)
-            training.end("finished", taught=taught)
+            training.end(Phase.FINISHED, taught=taught)
         host.say(node, summary(taught))
         return io.NodeOutput(
             LibraryHandle.of(taught.library),
             {"loss": list(taught.losses)},
-            json.dumps(about(taught), indent=2, ensure_ascii=False),
+            json.dumps(describe_result(taught), indent=2, ensure_ascii=False),
             ui=ui.PreviewText(summary(taught)),
         )
 

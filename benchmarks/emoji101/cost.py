@@ -30,7 +30,7 @@ def step_cost(bench: Bench, run: Run, tuned: Mapping[str, Mapping[str, float]]) 
     ):
         settings = METHODS[key].settings(tuned[key]).with_(steps=100 * STEPS)
         runs[name] = train_concept(
-            bench.model.denoiser, layers, examples, settings, run.ranks, earlier, bench.prior, moments, planned=run.planned
+            bench.model.denoiser, layers, examples, settings, run.ranks, earlier, bench.prior, moments, capacity=run.planned
         )
     seconds = step_seconds(runs, STEPS)
     return {

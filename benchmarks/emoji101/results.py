@@ -414,8 +414,8 @@ def page(out: Path, pictures: Path) -> str:
     parts = sections(out, first, pictures)
     parts["second"] = "Not run yet."
     if DEFAULT in read(out, second):
-        parts["second"] = fill("second.md", {**sections(out, second, pictures), "other": parts["base"]})
-    return fill("results.md", parts)
+        parts["second"] = fill("template_second_model.md", {**sections(out, second, pictures), "other": parts["base"]})
+    return fill("template.md", parts)
 
 
 def sections(out: Path, architecture: str, pictures: Path) -> dict[str, str]:

@@ -96,7 +96,7 @@ class Run:
                         lessons.concepts,
                         self.prior,
                         total,
-                        planned=self.planned,
+                        capacity=self.planned,
                     )
                 )
                 pairs, moments = trained.pairs, trained.moments

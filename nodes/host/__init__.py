@@ -10,7 +10,7 @@ from .denoiser import Caption, HostDenoiser
 from .folders import library_names, library_path, next_lora_path, preview_folder, register_folder
 from .gradients import checkpointed, clone_norm_inputs, replace_inference_tensors, transformer_blocks, without_inference_mode
 from .model import HostModel, fingerprint, has_accelerator, training_model
-from .progress import Interrupted, add_routes, describe, run_with_progress, say, send
+from .progress import Interrupted, add_routes, run_with_progress, say, send
 
 __all__ = [
     "Caption",
@@ -20,7 +20,6 @@ __all__ = [
     "add_routes",
     "apply_adapter",
     "checkpointed",
-    "describe",
     "fingerprint",
     "has_accelerator",
     "library_names",

@@ -19,8 +19,9 @@ import comfy.utils
 import comfy.weight_adapter
 from server import PromptServer
 
-from ...seqlora.training.progress import Progress, TrainingSteps, run_to_end
+from ...seqlora.training.progress import Phase, Progress, TrainingSteps, run_to_end
 
+logger = logging.getLogger("seqlora")
 TEXT_INTERVAL = 0.5  # seconds between status texts
 Interrupted = comfy.model_management.InterruptProcessingException
 
@@ -29,7 +30,7 @@ def run_with_progress(
     steps: TrainingSteps[Any], node_id: str | None, follow: Callable[[Progress], str | None] = lambda progress: None
 ) -> Any:
     """Runs a training to its end, shows how far it is, and stops it when the user cancels. Returns its result."""
-    bar, phase, said = None, "", 0.0
+    bar, phase, said = None, Phase.STARTING, 0.0
 
     def tell(progress: Progress) -> str | None:
         nonlocal bar, phase, said
@@ -38,23 +39,18 @@ def run_with_progress(
             bar, phase = comfy.utils.ProgressBar(progress.steps), progress.phase
         bar.update_absolute(progress.step, progress.steps)
         if progress.note:
-            logging.warning("SeqLoRA: %s", progress.note)
+            logger.warning("%s", progress.note)
         if progress.note or time.monotonic() - said >= TEXT_INTERVAL or progress.step == progress.steps:
             said = time.monotonic()
-            say(node_id, progress.note or describe(progress))
+            say(node_id, progress.note or str(progress))
         return follow(progress)
 
     try:
         return run_to_end(steps, tell)  # closes it, which takes the hooks off the model
     except Interrupted:
-        if phase == "training":
+        if phase is Phase.TRAINING:
             say(node_id, "cancelled; queue the same again to go on from here")
         raise
-
-
-def describe(progress: Progress) -> str:
-    loss = f", loss {progress.loss:.4f}" if progress.loss == progress.loss else ""
-    return f"{progress.phase} {progress.step}/{progress.steps}{loss}"
 
 
 def say(node_id: str | None, text: str) -> None:

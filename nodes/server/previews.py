@@ -33,7 +33,7 @@ class Previews:
         self._drawn = 0  # the step of the last
 
     def due(self, progress: Progress, last: bool) -> bool:
-        if not self.every or progress.live is None or progress.step == self._drawn:
+        if not self.every or progress.snapshot is None or progress.step == self._drawn:
             return False
         return last or progress.step == progress.steps or progress.step // self.every > self._drawn // self.every
 
@@ -46,7 +46,7 @@ class Previews:
             subjects = [self._own]
             for record in Library.open(self.path).concepts[-1:]:  # it cannot change: the training is its one writer
                 subjects.append((record.name, default_prompt(record.trigger, record.class_word)))
-            with progress.live.all_active():
+            with progress.snapshot.all_active():
                 drawn = self.model.draw([prompt for _, prompt in subjects], SEED)
             pictures = [
                 {"concept": name, "prompt": prompt, "seed": SEED, "image": self._save(picture, progress.step, number)}

@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from ...seqlora.errors import SeqLoRAError
-from ...seqlora.training.progress import Progress
+from ...seqlora.training.progress import Phase, Progress
 from ...seqlora.training.train import TrainResult
 from .. import host
 
@@ -29,7 +29,6 @@ POINTS = 500  # of a curve
 FIGURES = 20  # measurements of a training
 BUDGET = 0.01  # most of a training's time that they may take together
 REMEMBERED = 50  # trainings that have ended
-RUNNING = ("starting", "measuring", "training", "saving")
 
 
 class Curve:
@@ -58,7 +57,7 @@ class Training:
     def __init__(self, node: str, workflow: str, library: str, concept: str, trigger: str):
         self.names = {"id": uuid.uuid4().hex, "node": node, "workflow": workflow}
         self.names |= {"library": library, "concept": concept, "trigger": trigger}
-        self.phase, self.note, self.keep = "starting", "", False
+        self.phase, self.note, self.keep = Phase.STARTING, "", False
         self.step = self.steps = 0
         self.loss: float | None = None
         self.preview_seconds = 0.0
@@ -74,18 +73,17 @@ class Training:
 
     @property
     def running(self) -> bool:
-        return self.phase in RUNNING
+        return self.phase.runs
 
     def follow(self, progress: Progress) -> None:
         """Takes up what the trainer has just done; measures and sends when it is time to."""
         changed = False
         with self._lock:
-            phase = progress.phase if progress.phase in RUNNING else "starting"
-            changed, self.phase = phase != self.phase, phase
+            changed, self.phase = progress.phase != self.phase, progress.phase
             if progress.note:
                 self.note = progress.note
             self.step, self.steps = progress.step, progress.steps
-            if progress.loss == progress.loss:
+            if progress.loss is not None:
                 self.loss = _short(progress.loss)
                 self._curve.add(progress.step, progress.loss)
                 self._add("losses", [progress.step, self.loss])
@@ -108,7 +106,7 @@ class Training:
             self.note = note
         self._tell(now=True)
 
-    def end(self, phase: str, note: str = "", taught: TrainResult | None = None) -> None:
+    def end(self, phase: Phase, note: str = "", taught: TrainResult | None = None) -> None:
         with self._lock:
             self.phase, self.note = phase, note or self.note
             if taught and taught.reused:
@@ -129,7 +127,7 @@ class Training:
 
     def _look(self, progress: Progress) -> dict[str, Any] | None:
         """The next figures, if they are due and what they cost is within the budget."""
-        if progress.live is None:
+        if progress.snapshot is None:
             return None
         began = time.monotonic()
         training = began - self.preview_seconds
@@ -137,16 +135,16 @@ class Training:
         due = progress.step * FIGURES // progress.steps
         if due <= self._looked or self._looking + self._last_look > BUDGET * (training - self._began):
             return None
-        orthogonality, crosstalk = progress.live.figures()
+        orthogonality, crosstalk = progress.snapshot.figures()
         self._looked, self._last_look = due, time.monotonic() - began
         self._looking += self._last_look
         orthogonality = _short(orthogonality)
         return {"step": progress.step, "orthogonality": orthogonality, "crosstalk": crosstalk and _short(crosstalk)}
 
     def _state(self) -> dict[str, Any]:
-        rate = self._rate() if self.phase == "training" else None
+        rate = self._rate() if self.phase is Phase.TRAINING else None
         return self.names | {
-            "phase": self.phase,
+            "phase": self.phase.value,
             "step": self.step,
             "steps": self.steps,
             "loss": self.loss,
@@ -172,7 +170,7 @@ class Training:
             return
         with self._lock:
             self._said = time_now
-            if self.phase == "training":
+            if self.phase is Phase.TRAINING:
                 self._clock.append((time_now - self.preview_seconds, self.step))
             new = {name: self._new.get(name, []) for name in ("losses", "figures", "previews")}
             self._new = {}
@@ -200,10 +198,10 @@ def watched(node: str | None, workflow: str, library: str, concept: str, trigger
     try:
         yield training
     except host.Interrupted:
-        training.end("cancelled")
+        training.end(Phase.CANCELLED)
         raise
     except Exception as error:
-        training.end("failed", str(error) if isinstance(error, SeqLoRAError) else f"{type(error).__name__}: {error}")
+        training.end(Phase.FAILED, str(error) if isinstance(error, SeqLoRAError) else f"{type(error).__name__}: {error}")
         raise
 
 
@@ -217,7 +215,7 @@ async def keep(request: web.Request) -> web.Response:
     if not found:
         return web.json_response({"error": f"No training runs on node '{node}'; it may have ended."}, status=404)
     training = found[-1]
-    if training.phase != "training":
+    if training.phase is not Phase.TRAINING:
         return web.json_response({"error": f"'{training.names['concept']}' has made no step yet; wait, or cancel."}, status=409)
     training.keep = True
     return web.json_response(training.told())

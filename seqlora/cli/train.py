@@ -18,9 +18,9 @@ from ..library.store import Library
 from ..lora.targets import TARGETS
 from ..settings import METHODS, Settings, method_settings
 from ..training.checkpoint import MINUTES
-from ..training.progress import Progress, run_to_end
+from ..training.progress import Phase, Progress, run_to_end
 from ..training.request import TrainingRequest, check_request
-from ..training.train import about, teach
+from ..training.train import describe_result, train_steps
 from .arguments import Command, folder, real, whole
 from .sample import load_model
 
@@ -83,8 +83,7 @@ def show_progress(progress: Progress) -> None:
     if progress.note:
         print(f"\nseqlora: {progress.note}", file=sys.stderr)
     end = "\n" if progress.step == progress.steps else ""
-    loss = f"  loss {progress.loss:.4f}" if progress.loss == progress.loss else ""
-    print(f"\r{progress.phase} {progress.step}/{progress.steps}{loss}   ", end=end, file=sys.stderr, flush=True)
+    print(f"\r{progress}   ", end=end, file=sys.stderr, flush=True)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -96,10 +95,10 @@ def train(args: argparse.Namespace) -> None:
     lesson = TrainingRequest(args.name or args.images.name, args.trigger, args.class_word, pictures, captions)
     lesson = check_request(lesson)  # before there is a library for it
     library = Library.create(args.library, args.rank, args.capacity, args.targets)
-    steps = teach(library, lesson, settings, model, args.checkpoint_minutes, args.replace)
+    steps = train_steps(library, lesson, settings, model, args.checkpoint_minutes, args.replace)
     with ControlC() as pressed:
         taught = run_to_end(steps, pressed.tell)
-    print(json.dumps(about(taught), indent=1))
+    print(json.dumps(describe_result(taught), indent=1))
 
 
 class ControlC:
@@ -125,7 +124,7 @@ class ControlC:
 
     def tell(self, progress: Progress) -> str | None:
         show_progress(progress)
-        if progress.phase == "training":
+        if progress.phase is Phase.TRAINING:
             self.step = progress.step
         if self.times > 1 or (self.times and not self.step):  # before the first step there is nothing to keep
             raise KeyboardInterrupt(f"; the same command goes on from step {self.step}" if self.step else "")

@@ -27,7 +27,7 @@ from ..method.metrics import basis_error, crosstalk
 from ..settings import Settings, method_settings
 from ..training.progress import Progress, run_to_end
 from ..training.request import TrainingRequest
-from ..training.train import teach
+from ..training.train import train_steps
 from .classifier import recognise
 from .demo_model import DemoModel
 from .pictures import Emoji, all_emoji, concept_pictures, held_out_emoji, trigger_word
@@ -63,7 +63,7 @@ def teach_all(
 ) -> Library:
     library = Library.create(folder, rank=rank, capacity=16, targets="attention and mlp")
     for emoji in concepts:
-        library = run_to_end(teach(library, request_of(emoji), settings, model), partial(tell, emoji.name)).library
+        library = run_to_end(train_steps(library, request_of(emoji), settings, model), partial(tell, emoji.name)).library
     return library
 
 

@@ -12,7 +12,7 @@ from .denoiser import Denoiser, expand
 
 
 @torch.no_grad()
-def path(
+def euler_trajectory(
     denoiser: Denoiser, noise: Tensor, cond: Sequence[Any], uncond: Sequence[Any], guidance: float = 3.0, steps: int = 25
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every state on the way from unit noise to latents, with its noise level (a scalar); the last one's is 0.
@@ -35,6 +35,6 @@ def euler(
     denoiser: Denoiser, noise: Tensor, cond: Sequence[Any], uncond: Sequence[Any], guidance: float = 3.0, steps: int = 25
 ) -> Tensor:
     """Latents (n, ...) from unit noise of the same shape."""
-    for x, _ in path(denoiser, noise, cond, uncond, guidance, steps):
+    for x, _ in euler_trajectory(denoiser, noise, cond, uncond, guidance, steps):
         latents = x
     return latents

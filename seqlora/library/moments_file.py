@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,23 @@ def tensors_of(moments: Moments) -> dict[str, Tensor]:
     for name, moment in [*moments.by_input.items(), *((f"{layer}{FELT}", gamma) for layer, gamma in moments.felt.items())]:
         tensors[f"{name}.sketch"], tensors[f"{name}.diagonal"] = moment.sketch, moment.diagonal
     return tensors
+
+
+def header_of(moments: Moments) -> dict[str, Any]:
+    """What else JSON must hold for `moments_from`."""
+    return {"felt": list(moments.felt), "input_of": moments.input_of, "output_energy": moments.output_energy}
+
+
+def moments_from(tensors: dict[str, Tensor], header: Mapping[str, Any]) -> Moments:
+    """Takes what `tensors_of` named out of `tensors`; as copies, because what was read shares one buffer that should not live
+    for as long as these. Raises KeyError, TypeError or ValueError."""
+
+    def take(name: str) -> Moment:
+        return Moment(tensors.pop(f"{name}.sketch").clone(), tensors.pop(f"{name}.diagonal").clone())
+
+    by_input = {name: take(name) for name in dict.fromkeys(header["input_of"].values())}
+    gammas = {layer: take(f"{layer}{FELT}") for layer in header["felt"]}
+    return Moments(by_input, header["input_of"], header["output_energy"], gammas)
 
 
 def write_moments(path: Path, moments: Moments) -> str:

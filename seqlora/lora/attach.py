@@ -22,40 +22,41 @@ class Stack:
     def __init__(self, names: Sequence[str], A: Tensor, B: Tensor, dtype: torch.dtype = torch.float32):
         self.names = list(names)
         self.A, self.B, self.dtype = A, B, dtype
-        self.A.grad, self.B.grad = torch.zeros_like(A), torch.zeros_like(B)
-        self._live_A, self._live_B = self._live(A), self._live(B)
-        self.A_of, self.B_of = self._slices(self._live_A), self._slices(self._live_B)
+        self.grad_A, self.grad_B = torch.zeros_like(A), torch.zeros_like(B)
+        self.A.grad, self.B.grad = self.grad_A, self.grad_B  # where Adam looks for them
+        self._compute_A, self._compute_grad_A = self._compute_copy(A, self.grad_A)
+        self._compute_B, self._compute_grad_B = self._compute_copy(B, self.grad_B)
+        self.A_of = self._slices(self._compute_A, self._compute_grad_A)
+        self.B_of = self._slices(self._compute_B, self._compute_grad_B)
 
-    def _live(self, master: Tensor) -> Tensor:
+    def _compute_copy(self, master: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         if self.dtype == master.dtype:
-            return master
-        live = master.to(self.dtype)
-        live.grad = torch.zeros_like(live)
-        return live
+            return master, gradient
+        copy = master.to(self.dtype)
+        return copy, torch.zeros_like(copy)
 
-    def _slices(self, stacked: Tensor) -> dict[str, Tensor]:
+    def _slices(self, stacked: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         slices = {}
         for i, name in enumerate(self.names):
-            part = stacked.detach()[i].requires_grad_()
-            part.grad = stacked.grad[i]  # type: ignore[index]
-            slices[name] = part
+            slices[name] = stacked.detach()[i].requires_grad_()
+            slices[name].grad = gradient[i]
         return slices
 
     def renew(self) -> None:
         """Brings the compute copy up to date after the masters moved."""
-        if self._live_A is not self.A:
-            self._live_A.copy_(self.A)
-            self._live_B.copy_(self.B)
+        if self._compute_A is not self.A:
+            self._compute_A.copy_(self.A)
+            self._compute_B.copy_(self.B)
 
     def gather(self) -> None:
         """Brings the gradients to the masters after a backward."""
-        if self._live_A is not self.A:
-            self.A.grad.copy_(self._live_A.grad)  # type: ignore[union-attr,arg-type]
-            self.B.grad.copy_(self._live_B.grad)  # type: ignore[union-attr,arg-type]
+        if self._compute_A is not self.A:
+            self.grad_A.copy_(self._compute_grad_A)
+            self.grad_B.copy_(self._compute_grad_B)
 
     def zero_grad(self) -> None:
-        for tensor in (self.A, self.B, self._live_A, self._live_B):
-            tensor.grad.zero_()  # type: ignore[union-attr]
+        for gradient in (self.grad_A, self.grad_B, self._compute_grad_A, self._compute_grad_B):
+            gradient.zero_()
 
     def pairs(self) -> dict[str, LoRAPair]:
         """The layers' pairs, copied to the CPU in fp32."""
@@ -78,7 +79,7 @@ class ActiveConcepts:
 
     def __init__(self, stacks: Sequence[Stack], earlier: Sequence[Concept]):
         self.count = len(earlier)
-        self.on: dict[str, tuple[Tensor, Tensor]] = {}
+        self.active: dict[str, tuple[Tensor, Tensor]] = {}
         self._stacks = [self._gather(stack, earlier) for stack in stacks] if earlier else []
 
     @staticmethod
@@ -99,21 +100,21 @@ class ActiveConcepts:
         device, dtype = stack.A.device, stack.dtype
         return EarlierStack(stack.names, torch.cat(As, 2).to(device, dtype), torch.cat(Bs, 2).to(device, dtype), columns)
 
-    def draw(self, chosen: Sequence[int]) -> None:
+    def select(self, chosen: Sequence[int]) -> None:
         """Turns exactly these earlier concepts on."""
-        self.on = {}
+        self.active = {}
         for stack in self._stacks:
             picked = torch.cat([stack.columns[i] for i in chosen]) if chosen else torch.empty(0, dtype=torch.long)
             if not len(picked):
                 continue
             picked = picked.to(stack.A.device)
             A, B = stack.A.index_select(2, picked), stack.B.index_select(2, picked)
-            self.on |= {name: (A[i], B[i]) for i, name in enumerate(stack.names)}
+            self.active |= {name: (A[i], B[i]) for i, name in enumerate(stack.names)}
 
 
 @contextmanager
-def attached(layers: Mapping[str, nn.Module], stacks: Sequence[Stack], context: ActiveConcepts | None = None) -> Iterator[None]:
-    """While open, every layer's output has A B' x added, and the context's; no weight is touched."""
+def attached(layers: Mapping[str, nn.Module], stacks: Sequence[Stack], earlier: ActiveConcepts | None = None) -> Iterator[None]:
+    """While open, every layer's output has A B' x added, and the active earlier concepts'; no weight is touched."""
     pairs = {name: (stack.A_of[name], stack.B_of[name]) for stack in stacks for name in stack.names}
 
     def hook(name: str) -> Callable[..., Tensor]:
@@ -122,8 +123,8 @@ def attached(layers: Mapping[str, nn.Module], stacks: Sequence[Stack], context: 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = args[0].to(B.dtype)
             change = (x @ B) @ A.mT
-            if context is not None and name in context.on:
-                earlier_A, earlier_B = context.on[name]
+            if earlier is not None and name in earlier.active:
+                earlier_A, earlier_B = earlier.active[name]
                 change = change + (x @ earlier_B) @ earlier_A.mT
             return output + change.to(output.dtype)
 

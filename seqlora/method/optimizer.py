@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
 import torch
@@ -24,6 +25,14 @@ from .manifold import retract, tangent
 
 Schedule = Literal["joint", "alternating", "finite_difference"]
 BETAS = (0.9, 0.99)
+
+
+class Level(Enum):
+    """Which gradients a pass is for. LOWER and UPPER take a fresh batch each, LOWER_AGAIN the last one of LOWER."""
+
+    LOWER = "lower"
+    UPPER = "upper"
+    LOWER_AGAIN = "lower again"
 
 
 @dataclass
@@ -48,7 +57,7 @@ class Rates:
 
 class BilevelOptimizer:
     """Moves the stacks. `gradients(level)` must run one forward and backward and leave the loss's gradients, penalties
-    included, in the stacks; level is "lower" or "upper", each on a fresh batch, or "lower again", on the last lower batch."""
+    included, in the stacks."""
 
     def __init__(
         self,
@@ -70,7 +79,7 @@ class BilevelOptimizer:
         self.turn = 0  # place in the lower, lower, ..., upper round of the alternating schedules
 
     @torch.no_grad()
-    def step(self, gradients: Callable[[str], Tensor]) -> Tensor:
+    def step(self, gradients: Callable[[Level], Tensor]) -> Tensor:
         """One round of the schedule; returns the loss of its first pass. `passes` counts forward and backward passes."""
         factor = self.rates.at(self.passes, self.steps)
         self.lower.param_groups[0]["lr"] = self.rates.coefficients * factor
@@ -79,16 +88,16 @@ class BilevelOptimizer:
         moves_basis = self.rates.basis > 0 and (self.schedule == "joint" or self.turn == 0)
         if self.schedule == "finite_difference" and moves_basis:
             return self._look_ahead(gradients)
-        loss = self._pass(gradients, "lower")
+        loss = self._pass(gradients, Level.LOWER)
         if self.schedule == "joint" or not moves_basis:
-            self.residual = _norm([stack.A.grad for stack in self.stacks])
+            self.residual = _norm([stack.grad_A for stack in self.stacks])
             self.lower.step()
         if moves_basis:
             self._move_bases()
         self._renew()
         return loss
 
-    def _pass(self, gradients: Callable[[str], Tensor], level: str) -> Tensor:
+    def _pass(self, gradients: Callable[[Level], Tensor], level: Level) -> Tensor:
         for stack in self.stacks:
             stack.zero_grad()
         self.passes += 1
@@ -101,8 +110,8 @@ class BilevelOptimizer:
     def _move_bases(self) -> None:
         for stack, constraint in zip(self.stacks, self.constraints, strict=True):
             if constraint is not None:
-                stack.B.grad.copy_(tangent(stack.B.grad, stack.B, constraint.earlier))  # type: ignore[arg-type,union-attr]
-        self.gradient = _norm([stack.B.grad for stack in self.stacks])
+                stack.grad_B.copy_(tangent(stack.grad_B, stack.B, constraint.earlier))
+        self.gradient = _norm([stack.grad_B for stack in self.stacks])
         before = [stack.B.clone() for stack in self.stacks]
         self.upper.step()
         for stack, constraint, start in zip(self.stacks, self.constraints, before, strict=True):
@@ -113,31 +122,31 @@ class BilevelOptimizer:
             momentum = self.upper.state[stack.B]["exp_avg"]
             momentum.copy_(tangent(momentum, stack.B, constraint.earlier))
 
-    def _look_ahead(self, gradients: Callable[[str], Tensor]) -> Tensor:
+    def _look_ahead(self, gradients: Callable[[Level], Tensor]) -> Tensor:
         """The hypergradient at one look-ahead step of A, its second-order term by finite differences (DARTS, Liu et al. 2019):
 
         dF/dB = dL_up(A', B)/dB - xi * [dL_low(A + eps v, B)/dB - dL_low(A - eps v, B)/dB] / (2 eps),   v = dL_up(A', B)/dA'
         """
         xi = self.lower.param_groups[0]["lr"]
         start = [stack.A.clone() for stack in self.stacks]
-        loss = self._pass(gradients, "lower")
-        lower_A = [stack.A.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
+        loss = self._pass(gradients, Level.LOWER)
+        lower_A = [stack.grad_A.clone() for stack in self.stacks]
         try:
             self._place(start, lower_A, -xi)
-            self._pass(gradients, "upper")
-            direct = [stack.B.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
-            v = [stack.A.grad.clone() for stack in self.stacks]  # type: ignore[union-attr]
+            self._pass(gradients, Level.UPPER)
+            direct = [stack.grad_B.clone() for stack in self.stacks]
+            v = [stack.grad_A.clone() for stack in self.stacks]
             epsilon = 0.01 / math.sqrt(sum(float(x.square().sum()) for x in v) + 1e-24)
             sides = []
             for sign in (1, -1):
                 self._place(start, v, sign * epsilon)
-                self._pass(gradients, "lower again")
-                sides.append([stack.B.grad.clone() for stack in self.stacks])  # type: ignore[union-attr]
+                self._pass(gradients, Level.LOWER_AGAIN)
+                sides.append([stack.grad_B.clone() for stack in self.stacks])
         finally:  # also when a pass was interrupted: what is kept then is the state before this step
             for stack, A in zip(self.stacks, start, strict=True):
                 stack.A.copy_(A)
         for stack, first, plus, minus in zip(self.stacks, direct, *sides, strict=True):
-            stack.B.grad.copy_(first - xi * (plus - minus) / (2 * epsilon))  # type: ignore[union-attr]
+            stack.grad_B.copy_(first - xi * (plus - minus) / (2 * epsilon))
         self._move_bases()
         self._renew()
         return loss
@@ -169,5 +178,5 @@ class BilevelOptimizer:
         self._renew()
 
 
-def _norm(tensors: Sequence[Tensor | None]) -> Tensor:
-    return torch.stack([tensor.square().sum() for tensor in tensors if tensor is not None]).sum().sqrt()
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.square().sum() for tensor in tensors]).sum().sqrt()

@@ -27,13 +27,13 @@ class Interference:
         felt = self.felt @ (self.felt.mT @ A) + self.felt_diagonal[..., None] * A  # Gamma A
         energy = B.mT @ seen * self.weight[:, None, None]  # B'CB
         gram = A.mT @ felt  # A' Gamma A
-        A.grad.add_(felt @ energy, alpha=2 * strength)  # type: ignore[union-attr]
-        B.grad.add_(seen @ (gram * self.weight[:, None, None]), alpha=2 * strength)  # type: ignore[union-attr]
+        stack.grad_A.add_(felt @ energy, alpha=2 * strength)
+        stack.grad_B.add_(seen @ (gram * self.weight[:, None, None]), alpha=2 * strength)
         return strength * (gram * energy).sum()
 
 
 def overlap_penalty(stack: Stack, earlier: Tensor, strength: float) -> Tensor:
     """O-LoRA's soft penalty: strength * sum |F'B|, a baseline."""
     overlap = earlier.mT @ stack.B
-    stack.B.grad.add_(earlier @ overlap.sign(), alpha=strength)  # type: ignore[union-attr]
+    stack.grad_B.add_(earlier @ overlap.sign(), alpha=strength)
     return strength * overlap.abs().sum()

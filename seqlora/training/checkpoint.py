@@ -7,54 +7,43 @@ and carries a digest of its contents: a file that does not fit is set aside, nev
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import SeqLoRAError
-from ..io.bounded_json import parse_json
-from ..io.safetensors_file import read_tensors, write_tensors
-from ..library.moments_file import FELT, tensors_of
-from ..method.moments import Moment, Moments
+from ..library.moments_file import header_of, moments_from, tensors_of
+from ..method.moments import Moments
+from .bound_file import ANEW, read_bound, write_bound
 
-FORMAT = 1
+logger = logging.getLogger("seqlora")
+
 FOLDER = "checkpoints"  # inside the library's; there only while something is unfinished
 MINUTES = 2.0
-MAX_BYTES = 32 << 30
-ANEW = "it was set aside and the training starts anew"
 
 
 @dataclass(frozen=True)
 class State:
     """A training after its last completed step."""
 
-    place: dict[str, Any]  # "step" and what else JSON holds: counters, generator, order of pictures
+    counters: dict[str, Any]  # "step" and what else JSON holds: passes, generator, order of pictures
     tensors: dict[str, Tensor]
     moments: Moments  # C_t
 
 
 class Checkpoint:
-    """Where one training is kept. Without a path it is kept nowhere.
-
-    The trainer says how the state is read (`follow`), where it is after every completed step (`mark`), and whether the tensors
-    are those of that step (`whole`); everything else happens here.
-    """
+    """Where one training is kept. Without a path it is kept nowhere."""
 
     def __init__(self, path: Path | None = None, binding: str = "", minutes: float = MINUTES):
         self.path, self.binding, self.minutes = path, binding, minutes
-        self.state: State | None = None  # to go on from
         self.step: int | None = None  # that the file holds
-        self.whole = False
-        self._place: dict[str, Any] = {}  # until a step is complete there is nothing to keep
         self._began = self._saved = time.monotonic()
         self._before = 0.0
 
@@ -63,44 +52,40 @@ class Checkpoint:
         """Spent on this training, also before it was taken up again."""
         return self._before + time.monotonic() - self._began
 
-    def open(self) -> str:
-        """Reads what is there into `state`. Returns "", or a sentence when it did not fit and was set aside."""
+    def load(self) -> tuple[State | None, str]:
+        """What there is to go on from, and a sentence where something did not fit and was set aside."""
         if self.path is None or not self.path.exists():
-            return ""
+            return None, ""
         try:
-            self.state = read(self.path, self.binding)
-            self.step, self._before = int(self.state.place["step"]), float(self.state.place.get("seconds", 0))
-            return ""
+            state = read(self.path, self.binding)
         except SeqLoRAError as error:
             with suppress(OSError):  # what cannot be moved away is written over
                 os.replace(self.path, self.path.with_suffix(".set-aside"))
-            return str(error)
+            return None, str(error)
+        self.step, self._before = int(state.counters["step"]), float(state.counters.get("seconds", 0))
+        return state, ""
 
-    def follow(self, moments: Moments, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
-        """`tensors()` gives the state's tensors as they are at the time, under names that stay the same."""
-        self._moments, self._tensors = moments, tensors
-
-    def mark(self, place: dict[str, Any]) -> str:
-        """A step is complete. Saves when it is time to; returns "", or a sentence when the disk refused."""
-        self._place, self.whole = place, True
+    def save_if_due(self, state: Callable[[], State | None]) -> str:
+        """Saves when it is time to; returns "", or a sentence when the disk refused."""
         if self.minutes <= 0 or time.monotonic() - self._saved < 60 * self.minutes:
             return ""
         try:
-            self.save()
+            self.save(state())
         except SeqLoRAError as error:  # the training itself is well
             self._saved = time.monotonic()
             return str(error)
         return ""
 
-    def save(self) -> None:
-        """Writes the last completed step, unless it cannot be had or is no good: then the file stays as it is."""
-        if self.path is None or not self.whole or not self._place:
+    def save(self, state: State | None) -> None:
+        """Writes the state, unless there is none or it is no good: then the file stays as it is."""
+        if self.path is None or state is None:
             return
-        tensors = {name: tensor.detach().cpu() for name, tensor in self._tensors().items()}
+        tensors = {name: tensor.detach().cpu() for name, tensor in state.tensors.items()}
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             return
-        write(self.path, State(self._place | {"seconds": self.seconds}, tensors, self._moments), self.binding)
-        self.step, self._saved = self._place["step"], time.monotonic()
+        write(self.path, State(state.counters | {"seconds": self.seconds}, tensors, state.moments), self.binding)
+        self.step, self._saved = state.counters["step"], time.monotonic()
+        logger.info("checkpoint of step %d written", self.step)
 
     def remove(self) -> None:
         """The training is over. Also what processes left that died while they wrote: who trains is the library's one writer."""
@@ -112,47 +97,15 @@ class Checkpoint:
 
 
 def write(path: Path, state: State, binding: str) -> None:
-    tensors = state.tensors | tensors_of(state.moments)
-    about = {"place": state.place, "binding": binding, "format": FORMAT, "felt": list(state.moments.felt)}
-    about |= {"input_of": state.moments.input_of, "output_energy": state.moments.output_energy}
-    text = json.dumps(about)
-    write_tensors(path, tensors, {"seqlora": text, "digest": _digest(text, tensors)})
+    header = {"place": state.counters} | header_of(state.moments)
+    write_bound(path, binding, header, state.tensors | tensors_of(state.moments))
 
 
 def read(path: Path, binding: str) -> State:
     """Raises SeqLoRAError for a file that is damaged, of another version, or bound to something else."""
-    tensors, metadata = read_tensors(path, MAX_BYTES, ANEW)
-    text = metadata.get("seqlora", "")
-    if metadata.get("digest") != _digest(text, tensors):
-        raise SeqLoRAError(f"{path} is damaged; {ANEW}.")
+    header, tensors = read_bound(path, binding)
     try:
-        return _parsed(path, parse_json(text), binding, tensors)
-    except SeqLoRAError:
-        raise
+        moments = moments_from(tensors, header)
+        return State(header["place"], tensors, moments)
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # a digest can be forged
         raise SeqLoRAError(f"{path} is damaged ({error}); {ANEW}.") from error
-
-
-def _parsed(path: Path, about: dict[str, Any], binding: str, tensors: dict[str, Tensor]) -> State:
-    if about["format"] != FORMAT:
-        raise SeqLoRAError(f"{path} was written by another version; {ANEW}.")
-    if about["binding"] != binding:
-        raise SeqLoRAError(f"{path} is of another state of the library; {ANEW}.")
-    by_input, gammas = _take(tensors, about["input_of"].values()), _take(tensors, about["felt"], FELT)
-    return State(about["place"], tensors, Moments(by_input, about["input_of"], about["output_energy"], gammas))
-
-
-def _take(tensors: dict[str, Tensor], names: Iterable[str], kind: str = "") -> dict[str, Moment]:
-    """As copies, because what was read shares one buffer that should not live for as long as these."""
-    return {
-        name: Moment(tensors.pop(f"{name}{kind}.sketch").clone(), tensors.pop(f"{name}{kind}.diagonal").clone())
-        for name in dict.fromkeys(names)
-    }
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

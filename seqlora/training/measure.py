@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..diffusion.batches import Batch, Batches
 from ..diffusion.denoiser import Denoiser, expand
-from ..diffusion.sampling import path
+from ..diffusion.sampling import euler_trajectory
 from ..method.moments import Moments, Recorder
-from .progress import Progress
+from .progress import Phase, Progress
 
 MEASURED_SAMPLES = 48  # noised pictures behind a concept's moments
 FELT_EVERY = 2  # sampling steps between two probes of what the output feels
@@ -26,7 +26,7 @@ def measure(
     for done, batch in enumerate(batches, 1):
         with torch.no_grad(), recorder.attached():
             denoiser(denoiser.add_noise(batch.x0, batch.noise, batch.sigma), batch.sigma, batch.cond)
-        yield Progress("measuring", done, count)
+        yield Progress(Phase.MEASURING, done, count)
     return recorder.moments()
 
 
@@ -56,11 +56,11 @@ def measure_prior(
         chosen = conds[done * batch_size : (done + 1) * batch_size]
         noise = torch.randn(len(chosen), *shape, generator=generator)
         with recorder.attached():
-            states = list(path(denoiser, noise, chosen, [uncond] * len(chosen), steps=steps))[:-1]
+            states = list(euler_trajectory(denoiser, noise, chosen, [uncond] * len(chosen), steps=steps))[:-1]
             for turn, (x, sigma) in enumerate(states[::FELT_EVERY]):
                 one = turn % len(chosen)
                 _probe_output(denoiser, recorder, x[one : one + 1], sigma[None], chosen[one : one + 1], generator)
-        yield Progress("measuring", done + 1, count)
+        yield Progress(Phase.MEASURING, done + 1, count)
     return recorder.moments()
 
 

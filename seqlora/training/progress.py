@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 from .snapshot import TrainingSnapshot
 
 
+class Phase(str, Enum):
+    """Where a training is. The values are what the editor knows them by."""
+
+    STARTING = "starting"
+    WAITING = "waiting"  # for another training into the same library
+    MEASURING = "measuring"
+    TRAINING = "training"
+    SAVING = "saving"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def runs(self) -> bool:
+        return self not in (Phase.FINISHED, Phase.CANCELLED, Phase.FAILED)
+
+
 @dataclass(frozen=True)
 class Progress:
-    phase: str  # "measuring", "training" or "saving", or a sentence on what it waits for
+    phase: Phase
     step: int
     steps: int
-    loss: float = math.nan
-    penalty: float = math.nan
+    loss: float | None = None
+    penalty: float | None = None
     note: str = ""  # a sentence for the user
-    live: TrainingSnapshot | None = None  # the concept as it is now; good until the trainer goes on
+    snapshot: TrainingSnapshot | None = None  # the concept as it is now; good until the trainer goes on
+
+    def __str__(self) -> str:
+        if self.phase is Phase.WAITING:
+            return "waiting for another training"
+        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+        return f"{self.phase.value} {self.step}/{self.steps}{loss}"
 
 
 R = TypeVar("R")

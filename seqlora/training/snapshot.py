@@ -18,7 +18,7 @@ from ..method.moments import Moment, Moments
 @dataclass
 class TrainingSnapshot:
     stacks: Sequence[Stack]
-    context: ActiveConcepts
+    active: ActiveConcepts
     earlier: Sequence[Concept]
     own: Moments  # what the layers see of this concept's pictures
     others: Moments | None  # of all earlier concepts' pictures together
@@ -46,14 +46,14 @@ class TrainingSnapshot:
     @contextmanager
     def all_active(self) -> Iterator[None]:
         """While open, the model draws with this concept and all earlier ones, as it will where all of them are applied."""
-        context, before = self.context, self.context.on
-        whole = context if context.count == len(self.earlier) else ActiveConcepts(self.stacks, self.earlier)
+        active, before = self.active, self.active.active
+        whole = active if active.count == len(self.earlier) else ActiveConcepts(self.stacks, self.earlier)
         try:
-            whole.draw(range(whole.count))
-            context.on = whole.on
+            whole.select(range(whole.count))
+            active.active = whole.active
             yield
         finally:
-            context.on = before
+            active.active = before
 
 
 def seen_through(moment: Moment, B: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,16 +16,20 @@ from ..errors import SeqLoRAError
 from ..library.store import Base, Library, LibraryLock, Record, request_hash
 from ..library.thumbnails import encode
 from ..lora.targets import layer_shapes
+from ..lora.types import Concept
 from ..method import metrics
 from ..method.moments import Moments
+from ..method.trained import TrainedConcept
 from ..settings import Settings, legacy_names
-from . import checkpoint as checkpoints
-from .checkpoint import FOLDER, MINUTES, Checkpoint, State
+from .checkpoint import FOLDER, MINUTES, Checkpoint
 from .checks import check_latents, memory_advice
-from .measure import measure_prior
-from .progress import Progress, TrainingSteps
+from .prior import measured_prior, prior_file
+from .progress import Phase, Progress, TrainingSteps, run_to_end
 from .request import TrainingRequest, check_request, data_hash, prepare_captions
-from .trainer import train_concept
+from .start import Surroundings
+from .trainer import ConceptTrainer
+
+logger = logging.getLogger("seqlora")
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,32 @@ class TrainResult:
         return cls(library, record, losses, figures | {"reused": True}, reused=True)
 
 
-def teach(
+@dataclass(frozen=True)
+class Job:
+    """One training, once it is clear that it must be done."""
+
+    library: Library
+    replaces: str | None  # the concept of which this is a new version
+    request: TrainingRequest
+    request_hash: str
+    settings: Settings
+    model: Model
+    layers: Mapping[str, nn.Module]
+    checkpoint: Checkpoint
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        return {name: list(shape) for name, shape in layer_shapes(self.layers).items()}
+
+    @property
+    def others(self) -> Library:
+        """The library as it will be beside the new concept."""
+        return self.library.without(self.replaces) if self.replaces else self.library
+
+
+def train_steps(
     library: Library,
-    lesson: TrainingRequest,
+    request: TrainingRequest,
     settings: Settings,
     model: Model,
     checkpoint_minutes: float = MINUTES,
@@ -59,149 +86,176 @@ def teach(
     Checkpoints are also written every `checkpoint_minutes`, unless that is 0. With `replace` a concept of that name is taught
     anew, beside all the others, and stays until the new version is filed. Raises SeqLoRAError with nothing else written.
     """
-    lesson = check_request(lesson)
+    request = check_request(request)
     layers = model.layers(library.targets)
-    shapes = {name: list(shape) for name, shape in layer_shapes(layers).items()}
-    library.check_base(shapes)
-    asked = (data_hash(lesson), lesson.trigger, lesson.class_word, legacy_names(settings))
-    request = request_hash(*asked, library.rank, library.capacity, model.fingerprint)
-    turn = LibraryLock(library.path)
-    while not turn.acquire(timeout=0.5):
-        yield Progress("waiting for another training", 0, 1)
-    with turn as library:
-        replaces = lesson.name if replace and lesson.name in library.names else None
-        others = library.without(replaces) if replaces else library
-        # Not their files' hashes: those change with a name. What was taught anew has another time.
-        beside = [(record.id, record.created, record.request, record.moments_sha256) for record in others.concepts]
-        binding = request_hash(request, beside, shapes)
-        checkpoint = Checkpoint(library.path / FOLDER / f"{request}.safetensors", binding, checkpoint_minutes)
+    library.check_base({name: list(shape) for name, shape in layer_shapes(layers).items()})
+    asked = (data_hash(request), request.trigger, request.class_word, legacy_names(settings))
+    request_id = request_hash(*asked, library.rank, library.capacity, model.fingerprint)
+    lock = LibraryLock(library.path)
+    while not lock.acquire(timeout=0.5):
+        yield Progress(Phase.WAITING, 0, 1)
+    with lock as library:
+        replaces = request.name if replace and request.name in library.names else None
+        checkpoint = Checkpoint(library.path / FOLDER / f"{request_id}.safetensors", minutes=checkpoint_minutes)
+        job = Job(library, replaces, request, request_id, settings, model, layers, checkpoint)
+        checkpoint.binding = binding_of(job)
         for record in library.concepts:
-            if record.name == lesson.name and record.request == request:
+            if record.name == request.name and record.request == request_id:
                 checkpoint.remove()  # left by a process that died right after it had filed the concept
                 return TrainResult.again(library, record)
-        others.free_name(lesson.name)
-        library.check_base(shapes)
-        note = " ".join(filter(None, (checkpoint.open(), beyond_plan(len(others.concepts) + 1, library.capacity))))
-        if note:
-            yield Progress("measuring", 0, 1, note=note)
-        if checkpoint.step is not None:
-            yield Progress("training", checkpoint.step, settings.steps, note=f"Goes on from step {checkpoint.step}.")
-        try:
-            work = _teach(library, replaces, lesson, settings, model, layers, shapes, request, checkpoint, note)
-            return (yield from work)
-        except BaseException as error:
-            checkpoint.save()
-            if isinstance(error, SeqLoRAError) and checkpoint.step is not None:
-                raise SeqLoRAError(f"{str(error).rstrip('.')}; its checkpoint of step {checkpoint.step} stays.") from error
-            raise
+        job.others.free_name(request.name)
+        library.check_base(job.shapes)
+        return (yield from _train(job))
 
 
-def beyond_plan(place: int, planned: int) -> str:
-    """What to know before concept number `place` is taught: docs/results.md shows what becomes of 101 in a library of 32."""
-    if place <= planned:
-        return ""
-    return (
-        f"This is concept {place} of a library planned for {planned}: what concepts change elsewhere adds up, so with all of "
-        "them on each keeps less of itself, and so does the base model. Start a library with a larger capacity for more."
-    )
-
-
-def _teach(
+def train(
     library: Library,
-    replaces: str | None,
-    lesson: TrainingRequest,
+    request: TrainingRequest,
     settings: Settings,
     model: Model,
-    layers: dict[str, nn.Module],
-    shapes: dict[str, list[int]],
-    request: str,
-    checkpoint: Checkpoint,
-    note: str,
-) -> TrainingSteps[TrainResult]:
-    resumed_at = checkpoint.step
-    captions, added = prepare_captions(lesson)
+    on_progress: Callable[[Progress], str | None] = lambda progress: None,
+    replace: bool = False,
+) -> TrainResult:
+    """Teaches a concept to its end and files it.
+
+    Args:
+        library: where the concept goes; other trainings into it are waited for.
+        request: name, trigger, class word, pictures (h, w, 3) in 0..1, and captions or none.
+        settings: how it is taught.
+        model: what it is taught to, see `load_model`.
+        on_progress: is told of every step, and may answer "keep", which ends the training with what was learned.
+        replace: teach a concept of that name anew; the old version stays until the new one is filed.
+
+    Returns:
+        The library with the concept, its record, the losses and a report.
+
+    Raises:
+        SeqLoRAError: for anything the caller can mend; library and model are as they were.
+
+    Example:
+        >>> result = train(library, TrainingRequest("rex", "zorv", "dog", pictures), Settings(steps=500), model)
+        >>> result.library.names
+        ['rex']
+    """
+    return run_to_end(train_steps(library, request, settings, model, replace=replace), on_progress)
+
+
+def binding_of(job: Job) -> str:
+    """A hash of what a checkpoint of this job depends on: the request, the concepts beside it, the layers."""
+    # Not the concepts' files' hashes: those change with a name. What was taught anew has another time.
+    beside = [(record.id, record.created, record.request, record.moments_sha256) for record in job.others.concepts]
+    return request_hash(job.request_hash, beside, job.shapes)
+
+
+def _train(job: Job) -> TrainingSteps[TrainResult]:
+    checkpoint, steps = job.checkpoint, job.settings.steps
+    state, set_aside = checkpoint.load()
+    note = " ".join(filter(None, (set_aside, beyond_plan(len(job.others.concepts) + 1, job.library.capacity))))
+    if note:
+        yield Progress(Phase.MEASURING, 0, 1, note=note)
+    if state:
+        yield Progress(Phase.TRAINING, checkpoint.step or 0, steps, note=f"Goes on from step {checkpoint.step}.")
+    resumed_at, trainer = checkpoint.step, None
+    logger.info("'%s' is taught into library '%s'", job.request.name, job.library.path.name)
+    try:
+        trainer, prior = yield from _trainer_of(job)
+        if state:
+            trainer.load_state_dict(state)
+        else:
+            yield from trainer.measure()
+        state = None  # its tensors need not be held any longer
+        yield from trainer.run(checkpoint)
+        concept = trainer.result()
+        yield Progress(Phase.SAVING, concept.steps, steps)
+        report = _report(job, concept, trainer.beside.earlier, note, resumed_at)
+        return _file(job, concept, prior, report)
+    except BaseException as error:
+        if trainer is not None:
+            checkpoint.save(trainer.state_dict())
+        if isinstance(error, SeqLoRAError) and checkpoint.step is not None:
+            raise SeqLoRAError(f"{str(error).rstrip('.')}; its checkpoint of step {checkpoint.step} stays.") from error
+        raise
+
+
+def _trainer_of(job: Job) -> TrainingSteps[tuple[ConceptTrainer, Moments | None]]:
+    """Encodes pictures and captions, reads what is beside the concept, measures the prior where the library has none."""
+    library, model, settings = job.library, job.model, job.settings
     needs_prior = settings.interference_weight > 0 or settings.basis_init == "contrastive"
     prior = library.prior()
     with memory_advice(settings):
-        examples = Examples(model.encode_pictures(lesson.pictures), model.encode_captions(captions))
+        captions, _ = prepare_captions(job.request)
+        examples = Examples(model.encode_pictures(job.request.pictures), model.encode_captions(captions))
         check_latents(examples.latents)
         if prior is None and needs_prior:
-            prior = yield from _measured_prior(library, model, layers, examples.latents[0].shape)
-    others = library.without(replaces) if replaces else library
-    earlier = [others.load(name) for name in others.names]
-    trained = yield from train_concept(
-        model.denoiser,
-        layers,
-        examples,
-        settings,
-        library.ranks(shapes),
-        earlier,
-        prior if needs_prior else None,
-        others.moments_sum() if needs_prior else None,
-        checkpoint,
-        library.capacity,
-    )
-    yield Progress("saving", trained.steps, settings.steps)
-    across, within = metrics.basis_error([*earlier, trained.pairs])
+            prior = yield from measured_prior(library, model, job.layers, examples.latents[0].shape)
+            logger.info("the base model was measured on %d captions", len(model.generic_captions))
+    earlier = [job.others.load(name) for name in job.others.names]
+    moments = job.others.moments_sum() if needs_prior else None
+    beside = Surroundings(earlier, prior if needs_prior else None, moments, library.capacity)
+    return ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside), prior
+
+
+def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note: str, resumed_at: int | None) -> dict[str, Any]:
+    across, within = metrics.basis_error([*earlier, concept.pairs])
     report: dict[str, Any] = {
-        "steps": trained.steps,
-        "seconds": round(checkpoint.seconds, 1),
-        "first_loss": _mean(trained.losses[:10]),
-        "last_loss": _mean(trained.losses[-10:]),
-        "captions_given_the_trigger": added,
+        "steps": concept.steps,
+        "seconds": round(job.checkpoint.seconds, 1),
+        "first_loss": _mean(concept.losses[:10]),
+        "last_loss": _mean(concept.losses[-10:]),
+        "captions_given_the_trigger": prepare_captions(job.request)[1],
         "largest_overlap_entry": across,
         "largest_orthonormality_error": within,
-        "captured_energy": metrics.captured_energy(trained.pairs, trained.moments),
-        "change_norm": metrics.change_norm(trained.pairs),
-        "full_layers": len(trained.full_layers),
-        "precision": str(model.denoiser.dtype).removeprefix("torch."),
+        "captured_energy": metrics.captured_energy(concept.pairs, concept.moments),
+        "change_norm": metrics.change_norm(concept.pairs),
+        "full_layers": len(concept.full_layers),
+        "precision": str(job.model.denoiser.dtype).removeprefix("torch."),
     }
-    if trained.steps < settings.steps:
-        report["ended_early_at"] = trained.steps
+    if concept.steps < job.settings.steps:
+        report["ended_early_at"] = concept.steps
     if note:
         report["note"] = note
     if resumed_at is not None:
         report["resumed_at"] = resumed_at
-    library = library.with_base(Base(dict(model.layout), shapes, model.fingerprint), prior)
+    return report
+
+
+def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: dict[str, Any]) -> TrainResult:
+    """Into the library, and away with what was only there until then."""
+    request = job.request
+    library = job.library.with_base(Base(dict(job.model.layout), job.shapes, job.model.fingerprint), prior)
     library = library.add(
-        lesson.name,
-        lesson.trigger,
-        lesson.class_word,
-        trained,
-        asdict(settings),
-        request,
-        report | {"losses": thinned(trained.losses)},
-        encode(lesson.pictures[0]),
-        replaces,
+        request.name,
+        request.trigger,
+        request.class_word,
+        concept,
+        asdict(job.settings),
+        job.request_hash,
+        report | {"losses": thinned(concept.losses)},
+        encode(request.pictures[0]),
+        job.replaces,
     )
     with suppress(OSError):
-        _prior_file(library).unlink()
-    checkpoint.remove()
-    return TrainResult(library, library.find(lesson.name), trained.losses, report)
+        prior_file(library).unlink()
+    job.checkpoint.remove()
+    logger.info(
+        "'%s' is in library '%s' after %d steps, %.0f s", request.name, library.path.name, concept.steps, report["seconds"]
+    )
+    return TrainResult(library, library.find(request.name), concept.losses, report)
 
 
-def _prior_file(library: Library) -> Path:
-    """Where G waits for the first concept to be filed: it belongs to a model, which the library has not got before."""
-    return library.path / FOLDER / "prior.safetensors"
+def beyond_plan(number: int, capacity: int) -> str:
+    """What to know before concept number `number` is taught: docs/results.md shows what becomes of 101 in a library of 32."""
+    if number <= capacity:
+        return ""
+    return (
+        f"This is concept {number} of a library planned for {capacity}: what concepts change elsewhere adds up, so with all of "
+        "them on each keeps less of itself, and so does the base model. Start a library with a larger capacity for more."
+    )
 
 
-def _measured_prior(
-    library: Library, model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]
-) -> TrainingSteps[Moments]:
-    """G, or what a training that was cancelled found it to be."""
-    binding = request_hash(model.fingerprint, layer_shapes(layers), model.generic_captions, list(shape))
-    with suppress(SeqLoRAError):
-        return checkpoints.read(_prior_file(library), binding).moments
-    uncond, *generic = model.encode_captions(["", *model.generic_captions])
-    prior = yield from measure_prior(model.denoiser, layers, shape, generic, uncond)
-    with suppress(SeqLoRAError):  # a disk that is full will tell when it matters
-        checkpoints.write(_prior_file(library), State({}, {}, prior), binding)
-    return prior
-
-
-def about(taught: TrainResult) -> dict[str, Any]:
+def describe_result(result: TrainResult) -> dict[str, Any]:
     """What was taught, with the settings that were used, and the figures."""
-    record, library = taught.record, taught.library
+    record, library = result.record, result.library
     return {
         "library": library.path.name,
         "concept": record.name,
@@ -210,7 +264,7 @@ def about(taught: TrainResult) -> dict[str, Any]:
         "number": record.id,
         "file": record.file,
         "settings": dict(record.settings),
-    } | dict(taught.report)
+    } | dict(result.report)
 
 
 def thinned(losses: Sequence[float], points: int = 200) -> list[float]:

@@ -3,102 +3,234 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.batches import Batches, Examples, denoising_loss
+from ..diffusion.batches import Batch, Batches, Examples, denoising_loss
 from ..diffusion.denoiser import Denoiser
 from ..errors import SeqLoRAError
-from ..lora.attach import ActiveConcepts, Stack, attached
+from ..lora.attach import ActiveConcepts, attached
 from ..lora.targets import layer_shapes
-from ..lora.types import Concept, LoRAPair
-from ..method.basis import contrastive_basis, pca_basis, random_basis
+from ..lora.types import Concept
 from ..method.moments import Moments
-from ..method.optimizer import BilevelOptimizer, Constraint, Rates
-from ..method.penalty import Interference, overlap_penalty
+from ..method.optimizer import BilevelOptimizer, Level, Rates
+from ..method.penalty import overlap_penalty
 from ..method.trained import TrainedConcept
 from ..settings import Settings
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, State
 from .checks import check_latents, memory_advice
 from .measure import measure_concept
-from .progress import Progress, TrainingSteps
+from .progress import Phase, Progress, TrainingSteps
 from .snapshot import TrainingSnapshot
+from .start import (
+    Surroundings,
+    build_stacks,
+    constrain,
+    constraint_of,
+    earlier_bases,
+    interference_of,
+    orthonormalised,
+    start_basis,
+)
 
-CONTEXT_LIMIT = 16  # most earlier concepts on at a time, so that a step's cost does not grow with the library
-CONTEXT_STEPS = 4  # steps between draws
+MOST_ACTIVE = 16  # earlier concepts at a time, so that a step's cost does not grow with the library
+STEPS_BETWEEN_DRAWS = 4
 RECORDED = ("losses", "penalties", "residuals", "gradients")  # of a `TrainedConcept`, one value a step
 
 
-def build_stacks(
-    shapes: Mapping[str, tuple[int, int]], bases: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> list[Stack]:
-    """Stacks by (m, n, r), A at zero and B as given."""
-    groups: dict[tuple[int, int, int], list[str]] = {}
-    for name, (m, n) in shapes.items():
-        groups.setdefault((m, n, bases[name].shape[1]), []).append(name)
-    stacks = []
-    for (m, _, r), names in groups.items():
-        B = torch.stack([bases[name] for name in names]).to(device, torch.float32)
-        stacks.append(Stack(names, torch.zeros(len(names), m, r, device=device), B, dtype))
-    return stacks
+class StepFigures(NamedTuple):
+    loss: float
+    penalty: float
+    residual: float  # of the lower level: norm of dL/dA
+    gradient: float  # of the upper level: norm of the Riemannian gradient
 
 
-def earlier_directions(name: str, width: int, earlier: Sequence[Concept]) -> Tensor:
-    """F (n, p): an orthonormal basis of the span of all earlier concepts' bases, float64."""
-    bases = [concept[name].basis.double() for concept in earlier if name in concept]
-    if not bases:
-        return torch.zeros(width, 0, dtype=torch.float64)
-    left, singular, _ = torch.linalg.svd(torch.cat(bases, 1), full_matrices=False)
-    return left[:, singular > 1e-4]
+class ConceptTrainer:
+    """One concept while it is taught.
 
+    Build it, then either `measure()` it or `load_state_dict()`; `step()` inside `attached()`; `state_dict()` between steps;
+    `result()`. The layers are never written to. Raises SeqLoRAError before any work where a layer is full and `when_full` is
+    "refuse".
+    """
 
-def constrain(
-    settings: Settings, shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], earlier: Sequence[Concept]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """F of every layer, and the full layers: those without room for another orthogonal basis, whose F is empty."""
-    directions, full = {}, []
-    for name, (_, n) in shapes.items():
-        F = earlier_directions(name, n, earlier if settings.orthogonality == "exact" else ())
-        if F.shape[1] + ranks[name] > n:
-            full.append(name)
-            F = F[:, :0]
-        directions[name] = F
-    if full and settings.when_full == "refuse":
-        raise SeqLoRAError(
-            f"The library is full: {len(full)} layers (first {full[0]}) have no room for another concept of this rank; "
-            "set when_full to metric, or start a library with a larger capacity."
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        layers: Mapping[str, nn.Module],
+        examples: Examples,
+        settings: Settings,
+        ranks: Mapping[str, int],
+        beside: Surroundings,
+    ):
+        check_latents(examples.latents)
+        self.denoiser, self.layers, self.settings, self.ranks, self.beside = denoiser, layers, settings, ranks, beside
+        self.shapes = layer_shapes(layers)
+        self.free_of, self.full_layers = constrain(settings, self.shapes, ranks, beside.earlier)
+        self.rng = torch.Generator().manual_seed(settings.seed)
+        self.batches = Batches(examples, denoiser, settings.batch_size, self.rng)
+        self._counters: dict[str, Any] | None = None  # as of the last whole step; until there is one there is nothing to keep
+        self._whole = False  # whether the tensors are those of that step
+
+    # -- before the first step
+
+    def measure(self) -> TrainingSteps[None]:
+        """Measures what the layers see of the concept and starts the bases from it."""
+        with memory_advice(self.settings):
+            own = yield from measure_concept(self.denoiser, self.layers, self.batches)
+        others = self.beside.others
+        bases = {
+            name: start_basis(self.settings, name, self.ranks[name], F, own, others, self.rng)
+            for name, F in self.free_of.items()
+        }
+        self._build(own, bases)
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on after the step that the state was taken at, and ends as if it had never stopped."""
+        self._build(state.moments, {name: torch.zeros(n, self.ranks[name]) for name, (_, n) in self.shapes.items()})
+        counters = state.counters
+        self.optimizer.restore(state.tensors, counters["passes"], counters["turn"])
+        self.rng.set_state(torch.frombuffer(bytearray.fromhex(counters["rng"]), dtype=torch.uint8))
+        self.batches.queues, self._on = counters["queues"], counters["on"]
+        for name in RECORDED:
+            setattr(self.concept, name, state.tensors[name].tolist())
+        self.concept.steps = counters["step"]
+        self.active.select(self._on)
+
+    def _build(self, own: Moments, bases: Mapping[str, Tensor]) -> None:
+        settings, beside = self.settings, self.beside
+        self.stacks = build_stacks(self.shapes, bases, self.denoiser.device, self.denoiser.dtype)
+        free = settings.orthogonality == "none"
+        self.optimizer = BilevelOptimizer(
+            self.stacks,
+            [None if free else constraint_of(stack, self.free_of) for stack in self.stacks],
+            Rates(settings.learning_rate, settings.basis_learning_rate),
+            settings.steps,
+            settings.schedule,
+            settings.inner_steps,
         )
-    return directions, full
+        others, penalised = beside.others, settings.interference_weight > 0
+        self.penalties = (
+            [interference_of(stack, others, beside.prior, settings.weighting) for stack in self.stacks]
+            if others is not None and beside.prior is not None and penalised
+            else []
+        )
+        overlap = settings.overlap > 0 and beside.earlier
+        self.overlaps = [earlier_bases(stack, beside.earlier) for stack in self.stacks] if overlap else []
+        self.active = ActiveConcepts(self.stacks, () if settings.co_training == "modular" else beside.earlier)
+        self.concept = TrainedConcept({}, own, self.full_layers)
+        self._lower_batch, self._penalty, self._on = self.batches.next(), torch.zeros(()), list[int]()
+
+    # -- steps
+
+    @property
+    def done(self) -> bool:
+        return self.optimizer.passes >= self.settings.steps
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """While open, the model draws with the concept on it, and can be taught. Says what to lower when memory runs out."""
+        with memory_advice(self.settings), attached(self.layers, self.stacks, self.active):
+            yield
+
+    def step(self) -> StepFigures:
+        """One round of the optimiser's schedule. Raises SeqLoRAError for a loss that is no number."""
+        if self.active.count and len(self.concept.losses) % STEPS_BETWEEN_DRAWS == 0:
+            self._on = draw_active(self.settings.co_training, self.active.count, self.rng)
+            self.active.select(self._on)
+        loss = self.optimizer.step(self._gradients)
+        measured = (loss, self._penalty, self.optimizer.residual, self.optimizer.gradient)
+        figures = StepFigures(*torch.stack([figure.to(self.denoiser.device) for figure in measured]).tolist())
+        if not math.isfinite(figures.loss):
+            raise SeqLoRAError(
+                f"The loss was no longer a number at step {self.optimizer.passes}; lower learning_rate "
+                f"(now {self.settings.learning_rate:g}) or check the pictures."
+            )
+        for name, value in zip(RECORDED, figures, strict=True):
+            getattr(self.concept, name).append(value)
+        self._counters, self._whole = self._count(), True
+        self.concept.steps = self._counters["step"]
+        return figures
+
+    def _gradients(self, level: Level) -> Tensor:
+        """A forward and backward; leaves the gradients of loss and penalties in the stacks."""
+        self._whole = self._counters is not None  # until the last pass of a step is done, the tensors can be had as they were
+        batch = self._lower_batch if level is Level.LOWER_AGAIN else self.batches.next()
+        if level is Level.LOWER:
+            self._lower_batch = batch
+        loss = self._backward(batch)
+        strength = self.settings.interference_weight * self.beside.capacity
+        parts = [penalty.add(stack, strength) for penalty, stack in zip(self.penalties, self.stacks, strict=False)]
+        parts += [overlap_penalty(s, F, self.settings.overlap) for s, F in zip(self.stacks, self.overlaps, strict=False)]
+        self._penalty = torch.stack(parts).sum() if parts else self._penalty
+        self._whole = False
+        return loss
+
+    def _backward(self, batch: Batch) -> Tensor:
+        with torch.enable_grad():
+            loss = denoising_loss(self.denoiser, batch)
+            if not loss.requires_grad:
+                raise SeqLoRAError("This model runs without gradients here, so it cannot be taught; load it in another way.")
+            loss.backward()
+        for stack in self.stacks:
+            stack.gather()
+        return loss.detach()
+
+    def _count(self) -> dict[str, Any]:
+        """What a pass changes even if it is interrupted; the tensors move only after it."""
+        return {
+            "step": min(self.optimizer.passes, self.settings.steps),  # a look-ahead may go beyond the last
+            "passes": self.optimizer.passes,
+            "turn": self.optimizer.turn,
+            "on": self._on,
+            "queues": [list(queue) for queue in self.batches.queues],
+            "rng": self.rng.get_state().numpy().tobytes().hex(),
+        }
+
+    # -- after a step
+
+    def state_dict(self) -> State | None:
+        """The last whole step, or None while it cannot be had. Its tensors are not copies."""
+        if self._counters is None or not self._whole:
+            return None
+        recorded = {name: torch.tensor(getattr(self.concept, name), dtype=torch.float64) for name in RECORDED}
+        return State(self._counters, self.optimizer.state() | recorded, self.concept.moments)
+
+    def snapshot(self) -> TrainingSnapshot:
+        beside = self.beside
+        own = self.concept.moments
+        return TrainingSnapshot(self.stacks, self.active, beside.earlier, own, beside.earlier_moments, beside.prior)
+
+    def result(self) -> TrainedConcept:
+        """The concept as it is now, in the order of the layers, every basis orthonormal."""
+        free = self.settings.orthogonality == "none"
+        pairs = {name: pair for stack in self.stacks for name, pair in stack.pairs().items()}
+        self.concept.pairs = {name: orthonormalised(pairs[name]) if free else pairs[name] for name in self.layers}
+        return self.concept
+
+    def run(self, checkpoint: Checkpoint) -> TrainingSteps[None]:
+        """Steps to the end, or until "keep" is sent; saves when it is time to."""
+        snapshot, steps = self.snapshot(), self.settings.steps
+        with self.attached():
+            while not self.done:
+                figures = self.step()
+                note = checkpoint.save_if_due(self.state_dict)
+                told = Progress(Phase.TRAINING, self.concept.steps, steps, figures.loss, figures.penalty, note, snapshot)
+                if (yield told) == "keep":
+                    break
 
 
-def start_basis(
-    settings: Settings, name: str, rank: int, earlier: Tensor, own: Moments, others: Moments | None, rng: torch.Generator
-) -> Tensor:
-    if settings.basis_init == "random":
-        return random_basis(len(earlier), rank, earlier, rng)
-    if settings.basis_init == "pca" or others is None:
-        return pca_basis(own[name], rank, earlier, rng)
-    return contrastive_basis(own[name], others[name], rank, earlier, rng)
-
-
-def interference_of(stack: Stack, others: Moments, prior: Moments, weighting: str) -> Interference:
-    """C of `others` and Gamma of `prior` for the layers of one stack, in units of the layers' own part in the output."""
-    seen = [others[name].factor() for name in stack.names]
-    if weighting == "sensitivity":
-        felt = [prior.felt[name].factor() for name in stack.names]
-        mean = math.fsum(prior.sensitivity(name) for name in prior.felt) / len(prior.felt)  # in whatever order a file has them
-        weight = torch.full((len(stack.names),), 1 / max(mean, 1e-30))
-    else:
-        felt = [(torch.zeros(stack.A.shape[1], 0), torch.ones(stack.A.shape[1])) for _ in stack.names]
-        weight = 1 / torch.tensor([prior.output_energy[name] for name in stack.names]).clamp(min=1e-12)
-    return Interference(*_stacked(seen, stack.A), *_stacked(felt, stack.A), weight.to(stack.A))
-
-
-def _stacked(factors: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.stack([v for v, _ in factors]).to(like), torch.stack([d for _, d in factors]).to(like)
+def draw_active(co_training: str, count: int, rng: torch.Generator) -> list[int]:
+    """Which earlier concepts are on: all, or each with a chance that is itself drawn, so that subsets of every size occur."""
+    if co_training == "cumulative":
+        return list(range(count))
+    chance = torch.rand((), generator=rng)
+    order = torch.randperm(count, generator=rng)
+    on = order[torch.rand(count, generator=rng) < chance]
+    return on[:MOST_ACTIVE].tolist()
 
 
 def train_concept(
@@ -110,161 +242,15 @@ def train_concept(
     earlier: Sequence[Concept] = (),
     prior: Moments | None = None,
     earlier_moments: Moments | None = None,
-    checkpoint: Checkpoint | None = None,
-    planned: int = 1,
+    capacity: int = 1,
 ) -> TrainingSteps[TrainedConcept]:
-    """Teaches one concept; yields progress after every pass and returns the result.
+    """Teaches one concept and keeps it nowhere; yields progress after every pass and returns the result.
 
-    `earlier` are the library's concepts in order, `earlier_moments` the sum of their moments, `prior` is G, `planned` how many
-    concepts will be summed: what they change elsewhere adds up, so each must change less. Goes on from the state that
-    `checkpoint` holds, if any, and ends as if it had never stopped. Sending "keep" ends it early. Closing the generator at any
-    point leaves the model as it was. Raises SeqLoRAError on values that are not finite, when memory runs out, and before any
-    work where a layer is full and `when_full` is "refuse".
+    Sending "keep" ends it early. Closing the generator at any point leaves the model as it was. Raises SeqLoRAError on values
+    that are not finite and when memory runs out.
     """
-    check_latents(examples.latents)
-    shapes = layer_shapes(layers)
-    constrained, full_layers = constrain(settings, shapes, ranks, earlier)
-    rng = torch.Generator().manual_seed(settings.seed)
-    batches = Batches(examples, denoiser, settings.batch_size, rng)
-    others = _everything_else(prior, earlier_moments, len(earlier))
-    checkpoint = checkpoint or Checkpoint()
-    state, checkpoint.state = checkpoint.state, None
-    if state:
-        own = state.moments
-        bases = {name: torch.zeros(n, ranks[name]) for name, (_, n) in shapes.items()}
-    else:
-        with memory_advice(settings):
-            own = yield from measure_concept(denoiser, layers, batches)
-        bases = {name: start_basis(settings, name, ranks[name], F, own, others, rng) for name, F in constrained.items()}
-    stacks = build_stacks(shapes, bases, denoiser.device, denoiser.dtype)
-    free = settings.orthogonality == "none"
-    constraints = [None if free else _constraint(stack, constrained) for stack in stacks]
-    penalties = (
-        [interference_of(s, others, prior, settings.weighting) for s in stacks]
-        if prior is not None and others is not None and settings.interference_weight
-        else []
-    )
-    strength = settings.interference_weight * planned
-    overlaps = _overlaps(stacks, earlier) if settings.overlap and earlier else []
-    context = ActiveConcepts(stacks, () if settings.co_training == "modular" else earlier)
-    optimizer = BilevelOptimizer(
-        stacks,
-        constraints,
-        Rates(settings.learning_rate, settings.basis_learning_rate),
-        settings.steps,
-        settings.schedule,
-        settings.inner_steps,
-    )
-    result = TrainedConcept({}, own, full_layers)
-    live = TrainingSnapshot(stacks, context, earlier, own, earlier_moments, prior)
-    checkpoint.follow(own, lambda: optimizer.state() | _recorded(result))
-    lower_batch, penalty = batches.next(), torch.zeros(())
-    on: list[int] = []
-    if state:
-        place = state.place
-        optimizer.restore(state.tensors, place["passes"], place["turn"])
-        rng.set_state(torch.frombuffer(bytearray.fromhex(place["rng"]), dtype=torch.uint8))
-        batches.queues, on = place["queues"], place["on"]
-        for name in RECORDED:
-            setattr(result, name, state.tensors[name].tolist())
-        result.steps = place["step"]
-        context.draw(on)
-        state = None
-
-    def place_now() -> dict[str, Any]:
-        """What a pass changes even if it is interrupted; the tensors move only after it."""
-        queues, seen = [list(queue) for queue in batches.queues], rng.get_state().numpy().tobytes().hex()
-        step = min(optimizer.passes, settings.steps)  # a look-ahead may go beyond the last
-        return {
-            "step": step,
-            "passes": optimizer.passes,
-            "turn": optimizer.turn,
-            "on": on,
-            "queues": queues,
-            "rng": seen,
-        }
-
-    def gradients(level: str) -> Tensor:
-        nonlocal lower_batch, penalty
-        checkpoint.whole = True  # until the last pass of a step is done, its tensors can be had as they were before
-        batch = lower_batch if level == "lower again" else batches.next()
-        if level == "lower":
-            lower_batch = batch
-        with torch.enable_grad():
-            loss = denoising_loss(denoiser, batch)
-            if not loss.requires_grad:
-                raise SeqLoRAError("This model runs without gradients here, so it cannot be taught; load it in another way.")
-            loss.backward()
-        for stack in stacks:
-            stack.gather()
-        parts = [p.add(s, strength) for p, s in zip(penalties, stacks, strict=True)] if penalties else []
-        parts += [overlap_penalty(s, f, settings.overlap) for s, f in zip(stacks, overlaps, strict=False)]
-        penalty = torch.stack(parts).sum() if parts else penalty
-        checkpoint.whole = False
-        return loss.detach()
-
-    with memory_advice(settings), attached(layers, stacks, context):
-        while optimizer.passes < settings.steps:
-            if context.count and len(result.losses) % CONTEXT_STEPS == 0:
-                on = _draw(settings.co_training, context.count, rng)
-                context.draw(on)
-            loss = optimizer.step(gradients)
-            figures = torch.stack([f.to(denoiser.device) for f in (loss, penalty, optimizer.residual, optimizer.gradient)])
-            loss, also, residual, gradient = figures.tolist()
-            if not math.isfinite(loss):
-                raise SeqLoRAError(
-                    f"The loss was no longer a number at step {optimizer.passes}; lower learning_rate "
-                    f"(now {settings.learning_rate:g}) or check the pictures."
-                )
-            for name, value in zip(RECORDED, (loss, also, residual, gradient), strict=True):
-                getattr(result, name).append(value)
-            place = place_now()
-            note, result.steps = checkpoint.mark(place), place["step"]
-            if (yield Progress("training", result.steps, settings.steps, loss, also, note, live)) == "keep":
-                break
-    result.pairs = {name: pair for stack in stacks for name, pair in stack.pairs().items()}
-    result.pairs = {name: orthonormalised(result.pairs[name]) if free else result.pairs[name] for name in layers}
-    return result
-
-
-def _recorded(result: TrainedConcept) -> dict[str, Tensor]:
-    return {key: torch.tensor(getattr(result, key), dtype=torch.float64) for key in RECORDED}
-
-
-def orthonormalised(pair: LoRAPair) -> LoRAPair:
-    """The same A B' with an orthonormal B: concept files are all alike, also those of plain LoRA."""
-    basis, triangle = torch.linalg.qr(pair.basis.double())
-    return LoRAPair((pair.up.double() @ triangle.mT).float(), basis.float())
-
-
-def _everything_else(prior: Moments | None, earlier: Moments | None, count: int) -> Moments | None:
-    """R = (G + S / (t - 1)) / 2: what the base model can do weighs as much as all earlier concepts, however many these are."""
-    if prior is None or earlier is None or not count:
-        return prior
-    return (prior + earlier * (1 / count)) * 0.5
-
-
-def _constraint(stack: Stack, directions: Mapping[str, Tensor]) -> Constraint:
-    return Constraint(_stack_padded([directions[name] for name in stack.names]).to(stack.B))
-
-
-def _overlaps(stacks: Sequence[Stack], earlier: Sequence[Concept]) -> list[Tensor]:
-    return [
-        _stack_padded([torch.cat([c[name].basis for c in earlier if name in c], 1) for name in stack.names]).to(stack.B)
-        for stack in stacks
-    ]
-
-
-def _stack_padded(matrices: Sequence[Tensor]) -> Tensor:
-    widest = max(matrix.shape[1] for matrix in matrices)
-    return torch.stack([nn.functional.pad(matrix, (0, widest - matrix.shape[1])) for matrix in matrices])
-
-
-def _draw(context: str, count: int, rng: torch.Generator) -> list[int]:
-    """Which earlier concepts are on: all, or each with a chance that is itself drawn, so that subsets of every size occur."""
-    if context == "cumulative":
-        return list(range(count))
-    chance = torch.rand((), generator=rng)
-    order = torch.randperm(count, generator=rng)
-    on = order[torch.rand(count, generator=rng) < chance]
-    return on[:CONTEXT_LIMIT].tolist()
+    beside = Surroundings(earlier, prior, earlier_moments, capacity)
+    trainer = ConceptTrainer(denoiser, layers, examples, settings, ranks, beside)
+    yield from trainer.measure()
+    yield from trainer.run(Checkpoint())
+    return trainer.result()

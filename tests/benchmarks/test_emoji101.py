@@ -108,7 +108,7 @@ def test_a_second_base_model_is_taught_like_the_first(small, tmp_path, monkeypat
 
 
 def test_without_its_weights_the_second_base_model_says_how_to_get_them(tmp_path):
-    with pytest.raises(SystemExit, match="train_micro_mmdit"):
+    with pytest.raises(SystemExit, match="train_mmdit"):
         mmdit.load_mmdit(tmp_path / "none.safetensors")
 
 

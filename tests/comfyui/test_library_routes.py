@@ -17,7 +17,7 @@ from seqlora.library.store import Library, LibraryLock
 from seqlora.library.thumbnails import KEY, decode
 from seqlora.library.verify import verify
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.support.events import listening
 from tests.support.hosts import HostServer
 from tests.support.small import QUICK, SmallModel, contents, relist, small_request
@@ -46,7 +46,7 @@ def taught(server: HostServer) -> Library:
     library = Library.create(server.models_dir / "seqlora" / "shelf", rank=4, capacity=3, targets="attention and mlp")
     model = SmallModel()
     for seed, name in enumerate(("cat", "dog")):
-        library = run_to_end(teach(library, small_request(name, seed), QUICK, model)).library
+        library = run_to_end(train_steps(library, small_request(name, seed), QUICK, model)).library
     return library
 
 

@@ -17,7 +17,7 @@ from seqlora.lora.compose import parse_selection
 from seqlora.settings import Settings
 from seqlora.training.progress import run_to_end
 from seqlora.training.request import TrainingRequest
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallDenoiser, SmallModel, contents, full_library, rewrite, small_pictures, small_request
 
 
@@ -104,7 +104,7 @@ def refused(library, request, sentence):
     before, forwards = contents(library.path), []
     handle = request.model.denoiser.net.register_forward_hook(lambda *_: forwards.append(1))
     with pytest.raises(SeqLoRAError, match=sentence) as found:
-        run_to_end(teach(library, request.lesson, request.settings, request.model))
+        run_to_end(train_steps(library, request.lesson, request.settings, request.model))
     handle.remove()
     text = str(found.value)
     assert text.endswith(".") and "\n" not in text
@@ -121,7 +121,7 @@ def test_refused_before_any_work(library, make, sentence):
 
 
 def test_the_request_is_good_otherwise(library):
-    taught = run_to_end(teach(library, Request().lesson, QUICK, Request().model))
+    taught = run_to_end(train_steps(library, Request().lesson, QUICK, Request().model))
     assert taught.library.names == ["cat", "dog", "elk", "fox", "bird"]
     assert len(taught.record.full_layers) == 6 == taught.report["full_layers"]  # the fallback is on, and is recorded
 
@@ -191,4 +191,4 @@ def test_a_model_without_attention(library):
     model = SmallModel()
     model.denoiser.net = torch.nn.Sequential(torch.nn.Linear(4, 4))
     with pytest.raises(SeqLoRAError, match="No attention layers were found in this model; use a diffusion model"):
-        run_to_end(teach(library, small_request("bird"), QUICK, model))
+        run_to_end(train_steps(library, small_request("bird"), QUICK, model))

@@ -22,7 +22,7 @@ from seqlora.library.store import Library
 from seqlora.settings import method_settings
 from seqlora.training.checkpoint import FOLDER
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import about, teach, thinned
+from seqlora.training.train import describe_result, thinned, train_steps
 from tests.support.small import QUICK, SmallDenoiser, SmallModel, contents, small_request
 
 STEPS = 12
@@ -43,7 +43,7 @@ def pets(tmp_path_factory):
     """A library of two concepts with room for more."""
     library = Library.create(tmp_path_factory.mktemp("models") / "pets", 4, 8, "attention and mlp")
     for seed, name in enumerate(("cat", "dog")):
-        library = run_to_end(teach(library, small_request(name, seed), QUICK, SmallModel())).library
+        library = run_to_end(train_steps(library, small_request(name, seed), QUICK, SmallModel())).library
     return library.path
 
 
@@ -54,13 +54,13 @@ def library(pets, tmp_path):
 
 
 def bird(library, settings, model=None, **options):
-    return teach(library, small_request("bird", 2), settings, model or SmallModel(), **options)
+    return train_steps(library, small_request("bird", 2), settings, model or SmallModel(), **options)
 
 
 def stop_at(steps, step):
     """Runs until this many training steps are done and closes the generator; the last step that was told."""
     for progress in steps:
-        if progress.phase == "training" and progress.step >= step and progress.loss == progress.loss:
+        if progress.phase == "training" and progress.step >= step and progress.loss is not None:
             steps.close()
             return progress.step
     raise AssertionError("it ended before")
@@ -234,14 +234,14 @@ def other_format(path, library):
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         about_it = json.loads(file.metadata()["seqlora"])
-    from seqlora.training import checkpoint
+    from seqlora.training import bound_file
 
     text = json.dumps(about_it | {"format": 99})
-    save_file(tensors, path, {"seqlora": text, "digest": checkpoint._digest(text, tensors)})
+    save_file(tensors, path, {"seqlora": text, "digest": bound_file._digest(text, tensors)})
 
 
 def another_concept(path, library):
-    run_to_end(teach(library, small_request("fish", 9), QUICK, SmallModel()))
+    run_to_end(train_steps(library, small_request("fish", 9), QUICK, SmallModel()))
 
 
 def flip(data):
@@ -291,7 +291,7 @@ def test_replacing_a_concept_is_another_training_than_adding_one(library):
     stop_at(bird(library, SCHEDULES["joint"]), 4)
     told = []
     lesson = small_request("dog", 2)
-    taught = run_to_end(teach(library, lesson, SCHEDULES["joint"], SmallModel(), replace=True), told.append)
+    taught = run_to_end(train_steps(library, lesson, SCHEDULES["joint"], SmallModel(), replace=True), told.append)
     assert "is of another state of the library" in taught.report["note"] and "resumed_at" not in taught.report
 
 
@@ -426,8 +426,8 @@ def test_a_concept_that_is_found_again_has_its_curve(library):
     taught = run_to_end(bird(library, QUICK.with_(steps=30)))
     again = run_to_end(bird(taught.library, QUICK.with_(steps=30)))
     assert list(again.losses) == pytest.approx(taught.losses, abs=1e-6) and len(taught.losses) == 30
-    assert about(again)["settings"]["steps"] == 30 and "losses" not in about(again)
-    assert {k: v for k, v in about(again).items() if k != "reused"} == about(taught)
+    assert describe_result(again)["settings"]["steps"] == 30 and "losses" not in describe_result(again)
+    assert {k: v for k, v in describe_result(again).items() if k != "reused"} == describe_result(taught)
 
 
 def test_a_long_curve_is_thinned():

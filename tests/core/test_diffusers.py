@@ -33,7 +33,7 @@ from seqlora.method.metrics import basis_error  # noqa: E402
 from seqlora.settings import Settings  # noqa: E402
 from seqlora.training.progress import run_to_end  # noqa: E402
 from seqlora.training.request import TrainingRequest  # noqa: E402
-from seqlora.training.train import teach  # noqa: E402
+from seqlora.training.train import train_steps  # noqa: E402
 from tests.support.tiny_pipelines import PIPELINES, SD_SCHEDULE, UNET, XL_UNET, flux_transformer, saved, sd3_transformer  # noqa: E402
 
 PROMPT = "a photo of zyx dog"
@@ -195,7 +195,7 @@ def library(model: PipelineModel, tmp_path_factory: pytest.TempPathFactory) -> L
     """Two concepts."""
     library = Library.create(tmp_path_factory.mktemp("library") / "dogs", rank=2, capacity=8, targets="attention and mlp")
     for seed in range(2):
-        library = run_to_end(teach(library, lesson(seed), SETTINGS, model)).library
+        library = run_to_end(train_steps(library, lesson(seed), SETTINGS, model)).library
     return library
 
 
@@ -226,7 +226,7 @@ def test_teaching_lowers_the_loss(tmp_path):
     model = quick(load_pipeline(saved("sd", tmp_path), "cpu"))
     library = Library.create(tmp_path / "dogs", rank=4, capacity=4, targets="attention and mlp")
     settings = SETTINGS.with_(steps=60, batch_size=3, learning_rate=3e-2)
-    losses = run_to_end(teach(library, lesson(), settings, model)).losses
+    losses = run_to_end(train_steps(library, lesson(), settings, model)).losses
     assert sum(losses[-15:]) < 0.97 * sum(losses[:15])
 
 
@@ -236,7 +236,7 @@ def test_bfloat16_and_gradient_checkpointing_train(folder, tmp_path):
     model = quick(load_pipeline(folder, "cpu", torch.bfloat16))
     model.network.enable_gradient_checkpointing()
     library = Library.create(tmp_path / "dogs", rank=2, capacity=8, targets="attention")
-    taught = run_to_end(teach(library, lesson(), SETTINGS.with_(steps=3), model))
+    taught = run_to_end(train_steps(library, lesson(), SETTINGS.with_(steps=3), model))
     assert all(math.isfinite(loss) for loss in taught.losses)
     assert any(pair.up.norm() > 0 for pair in taught.library.load("dog 0").values())
 
@@ -249,7 +249,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder, tmp_path):
             model.network.enable_gradient_checkpointing()
         library = Library.create(tmp_path / f"dogs{checkpointing}", rank=2, capacity=8, targets="attention and mlp")
         settings = SETTINGS.with_(steps=3, interference_weight=0.0, basis_init="random")
-        taught.append(run_to_end(teach(library, lesson(), settings, model)).library.load("dog 0"))
+        taught.append(run_to_end(train_steps(library, lesson(), settings, model)).library.load("dog 0"))
     for name, pair in taught[0].items():
         torch.testing.assert_close(pair, taught[1][name], rtol=1e-4, atol=1e-6)
 
@@ -258,7 +258,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder, tmp_path):
 def test_a_gpu_teaches_and_draws(folder, kind, tmp_path):
     model = load_pipeline(folder)
     library = Library.create(tmp_path / "dogs", rank=2, capacity=8, targets="attention and mlp")
-    library = run_to_end(teach(library, lesson(), SETTINGS.with_(steps=3), model)).library
+    library = run_to_end(train_steps(library, lesson(), SETTINGS.with_(steps=3), model)).library
     assert {p.device.type for p in model.pipe.text_encoder.parameters()} == {"cpu"}
     assert {p.device.type for p in model.network.parameters()} == {"cuda"} and model.network.is_gradient_checkpointing
     with model.using(compose_library(library, {"dog 0": 1.0})):

@@ -27,7 +27,7 @@ from seqlora.method.metrics import basis_error
 from seqlora.method.trained import TrainedConcept
 from seqlora.settings import Settings
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallModel, contents, relist, rewrite, small_library, small_request
 
 
@@ -143,7 +143,7 @@ def test_a_manifest_of_tomorrow(library):
 
 def test_what_is_filed_comes_back(tmp_path, model, original):
     library = Library.create(tmp_path / "pets", 8, 1, "attention and mlp")
-    taught = run_to_end(teach(library, small_request("cat"), QUICK, model))
+    taught = run_to_end(train_steps(library, small_request("cat"), QUICK, model))
     reopened = Library.open(library.path)
     assert reopened.names == ["cat"] and reopened.digest == taught.library.digest
     one, again = reopened.load("cat"), original.load("cat")  # the same lesson elsewhere: the same bits
@@ -203,7 +203,7 @@ def test_the_penalty_grows_with_the_number_of_planned_concepts(tmp_path, model):
     for capacity, interference in ((1, 0.4), (4, 0.1), (4, 0.4)):
         library = Library.create(tmp_path / f"library {len(taught)}", 2, capacity, "attention and mlp")
         taught.append(
-            run_to_end(teach(library, small_request("cat"), QUICK.with_(interference_weight=interference), model)).library
+            run_to_end(train_steps(library, small_request("cat"), QUICK.with_(interference_weight=interference), model)).library
         )
     one, same, stronger = (library.load("cat") for library in taught)
     assert all(torch.equal(a, b) for layer in one for a, b in zip(one[layer], same[layer], strict=True))
@@ -217,7 +217,7 @@ def test_the_same_request_is_found_without_training(library, model):
     before = contents(library.path)
     forwards = []
     handle = model.denoiser.net.register_forward_hook(lambda *_: forwards.append(1))
-    steps = teach(library, small_request("cat"), QUICK, model)
+    steps = train_steps(library, small_request("cat"), QUICK, model)
     taught = run_to_end(steps)
     handle.remove()
     assert taught.reused and taught.record == library.find("cat") and not forwards
@@ -232,7 +232,7 @@ def test_another_request_of_the_same_name_is_refused(library, model, settings, c
     if "pictures" in changes:
         changes = {"pictures": small_request("cat", seed=5).pictures}
     with pytest.raises(SeqLoRAError, match="has a concept 'cat' already; choose another name"):
-        run_to_end(teach(library, small_request("cat", **changes), settings, model))
+        run_to_end(train_steps(library, small_request("cat", **changes), settings, model))
     assert contents(library.path) == before
 
 
@@ -256,19 +256,19 @@ def test_a_failure_before_the_manifest_leaves_the_old_library(library, model, mo
         patch.setattr(module, "write_bytes", failing)
         patch.setattr("seqlora.io.safetensors_file.write_bytes", failing)
         with pytest.raises(SeqLoRAError, match="disk full"):
-            run_to_end(teach(library, small_request("bird", 2), QUICK, model))
+            run_to_end(train_steps(library, small_request("bird", 2), QUICK, model))
     assert written[-1] == last and MANIFEST not in written[:-1]
     assert before.items() <= contents(library.path).items()
     opened = Library.open(library.path)
     assert opened == library
     assert opened.load("cat") and opened.load("dog")
-    taught = run_to_end(teach(opened, small_request("bird", 2), QUICK, model))
+    taught = run_to_end(train_steps(opened, small_request("bird", 2), QUICK, model))
     assert taught.library.names == ["cat", "dog", "bird"] and taught.library.load("bird")
 
 
 def test_a_cancelled_training_leaves_only_its_checkpoint(library, model):
     before = contents(library.path)
-    steps = teach(library, small_request("bird", 2), QUICK, model)
+    steps = train_steps(library, small_request("bird", 2), QUICK, model)
     for _ in range(9):
         next(steps)
     steps.close()
@@ -284,7 +284,7 @@ def test_moments_that_a_crash_left_are_measured_anew(tmp_path, original, model):
     Library.create(path, 2, 4, "attention and mlp")
     shutil.copytree(original.path / "moments", path / "moments")
     wide = SmallModel(48)
-    taught = run_to_end(teach(Library.open(path), small_request("cat"), QUICK, wide))
+    taught = run_to_end(train_steps(Library.open(path), small_request("cat"), QUICK, wide))
     assert taught.library.prior()["diffusion_model.blocks.0.attn_q"].width == 48
 
 
@@ -309,14 +309,14 @@ def test_a_write_replaces_the_whole_file(tmp_path):
 def test_a_second_training_waits_for_its_turn(library, model):
     """It says so, can be cancelled meanwhile, and then is taught beside what the first one filed."""
     before = contents(library.path)
-    steps = teach(library, small_request("bird", 2), QUICK, model)
+    steps = train_steps(library, small_request("bird", 2), QUICK, model)
     turn = LibraryLock(library.path)
     assert turn.acquire(timeout=1)
     with turn as current:
-        assert {next(steps).phase for _ in range(3)} == {"waiting for another training"}
+        assert {next(steps).phase for _ in range(3)} == {"waiting"}
         steps.close()
         assert contents(library.path) == before
-        steps = teach(library, small_request("bird", 2), QUICK, model)
+        steps = train_steps(library, small_request("bird", 2), QUICK, model)
         next(steps)
         current.add("fox", "x", "", held_by(library), {})
     taught = run_to_end(steps)

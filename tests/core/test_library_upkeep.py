@@ -23,7 +23,7 @@ from seqlora.library.verify import verify
 from seqlora.method.metrics import basis_error
 from seqlora.method.trained import TrainedConcept
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallModel, contents, full_library, relist, rewrite, small_request
 
 NAMES = ["cat", "dog", "fox"]
@@ -39,7 +39,7 @@ def original(tmp_path_factory, model):
     """Three concepts, all orthogonal: rank 4 of 32 for each."""
     library = Library.create(tmp_path_factory.mktemp("models") / "pets", 4, 8, "attention and mlp")
     for seed, name in enumerate(NAMES):
-        library = run_to_end(teach(library, small_request(name, seed), QUICK, model)).library
+        library = run_to_end(train_steps(library, small_request(name, seed), QUICK, model)).library
     return library
 
 
@@ -168,33 +168,35 @@ def test_a_new_version_replaces_the_old_when_it_is_complete(library, model):
 def test_teaching_anew_replaces_and_is_found_again(library, model):
     lesson = small_request("cat", 9)
     with pytest.raises(SeqLoRAError, match="has a concept 'cat' already"):
-        run_to_end(teach(library, lesson, QUICK, model))
-    steps = teach(library, lesson, QUICK, model, replace=True)
+        run_to_end(train_steps(library, lesson, QUICK, model))
+    steps = train_steps(library, lesson, QUICK, model, replace=True)
     for _ in range(12):
         next(steps)
     steps.close()
     assert Library.open(library.path) == library
-    taught = run_to_end(teach(library, lesson, QUICK, model, replace=True))
+    taught = run_to_end(train_steps(library, lesson, QUICK, model, replace=True))
     assert taught.library.names == ["dog", "fox", "cat"] and taught.report["resumed_at"] > 0
     assert max(basis_error([taught.library.load(name) for name in NAMES])) <= 1e-5 and verify(library.path) == []
-    assert run_to_end(teach(library, lesson, QUICK, model, replace=True)).reused
-    new = run_to_end(teach(library, small_request("owl", 4), QUICK, model, replace=True))  # nothing there to replace
+    assert run_to_end(train_steps(library, lesson, QUICK, model, replace=True)).reused
+    new = run_to_end(train_steps(library, small_request("owl", 4), QUICK, model, replace=True))  # nothing there to replace
     assert new.library.names == ["dog", "fox", "cat", "owl"]
 
 
 def test_a_new_version_finds_the_room_of_the_old(tmp_path, model):
     library = full_library(tmp_path / "full", model)
-    taught = run_to_end(teach(library, small_request("cat", 9), QUICK, model, replace=True))
+    taught = run_to_end(train_steps(library, small_request("cat", 9), QUICK, model, replace=True))
     assert taught.library.names == ["dog", "elk", "fox", "cat"] and not taught.record.full_layers and verify(library.path) == []
 
 
 def test_a_concept_beyond_the_plan_is_told_before_it_is_taught(tmp_path, model):
     library = Library.create(tmp_path / "one", rank=4, capacity=1, targets="attention and mlp")
-    planned = run_to_end(teach(library, small_request("cat"), QUICK, model))
-    again = run_to_end(teach(planned.library, small_request("cat", 1), QUICK, model, replace=True))
+    planned = run_to_end(train_steps(library, small_request("cat"), QUICK, model))
+    again = run_to_end(train_steps(planned.library, small_request("cat", 1), QUICK, model, replace=True))
     assert "note" not in planned.report and "note" not in again.report
     told: list[str] = []
-    beyond = run_to_end(teach(again.library, small_request("dog"), QUICK, model), lambda progress: told.append(progress.note))
+    beyond = run_to_end(
+        train_steps(again.library, small_request("dog"), QUICK, model), lambda progress: told.append(progress.note)
+    )
     assert "concept 2 of a library planned for 1" in told[0] and beyond.report["note"] == told[0]
 
 
@@ -353,7 +355,7 @@ def test_an_empty_manifest_takes_in_what_is_there(library, tmp_path):
 def test_a_concept_that_was_not_listed_yet_is_taken_in(library, model):
     """As after a kill between the concept's file and the manifest."""
     before = (library.path / MANIFEST).read_bytes()
-    full = run_to_end(teach(library, small_request("bird", 7), QUICK, model)).library
+    full = run_to_end(train_steps(library, small_request("bird", 7), QUICK, model)).library
     (library.path / MANIFEST).write_bytes(before)
     assert len(verify(library.path)) == 2
     repaired, done = repair(library.path)
@@ -384,7 +386,7 @@ def test_what_cannot_be_used_is_set_aside_never_deleted(library):
 
 def test_a_concept_of_another_library_is_not_taken_in(library, tmp_path, model):
     other = Library.create(tmp_path / "other", 2, 8, "attention and mlp")
-    run_to_end(teach(other, small_request("owl", 5), QUICK, model))
+    run_to_end(train_steps(other, small_request("owl", 5), QUICK, model))
     shutil.copy(tmp_path / "other" / "concepts" / "0001-owl.safetensors", library.path / "concepts" / "0009-owl.safetensors")
     repaired, done = repair(library.path)
     assert repaired == library and "belongs to another library" in done[0]
@@ -395,7 +397,7 @@ def test_damaged_moments_of_the_model_are_measured_again(library, model):
     flipped(library.path / "moments" / "base.safetensors")
     repaired, done = repair(library.path)
     assert "will be measured again" in done[0] and repaired.prior() is None and verify(library.path) == []
-    taught = run_to_end(teach(repaired, small_request("bird", 7), QUICK, model))
+    taught = run_to_end(train_steps(repaired, small_request("bird", 7), QUICK, model))
     assert taught.library.prior() is not None and verify(library.path) == []
 
 

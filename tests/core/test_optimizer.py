@@ -7,7 +7,7 @@ import torch
 from torch.linalg import qr, svd
 
 from seqlora.lora.attach import Stack
-from seqlora.method.optimizer import BilevelOptimizer, Constraint, Rates
+from seqlora.method.optimizer import BilevelOptimizer, Constraint, Level, Rates
 from seqlora.method.penalty import Interference, overlap_penalty
 
 L, M, N, R = 3, 5, 12, 2
@@ -85,7 +85,7 @@ UPPER = (randn(L, N, 9, seed=8), randn(L, M, 9, seed=9))
 
 
 def by_level(A, B, level):
-    return quadratic(A, B, UPPER if level == "upper" else LOWER)
+    return quadratic(A, B, UPPER if level is Level.UPPER else LOWER)
 
 
 def evaluate(stack, loss_of=by_level, calls=None):
@@ -137,22 +137,24 @@ def run(schedule, steps, inner_steps=4, basis_rate=1e-3):
 
 
 def test_joint_moves_both_with_one_pass():
-    assert run("joint", 5) == [(["lower"], True, True)] * 5
+    assert run("joint", 5) == [([Level.LOWER], True, True)] * 5
 
 
 def test_alternating_moves_the_basis_after_each_round():
-    round_ = [(["lower"], True, False)] * 3 + [(["lower"], False, True)]
+    round_ = [([Level.LOWER], True, False)] * 3 + [([Level.LOWER], False, True)]
     assert run("alternating", 8, inner_steps=3) == round_ * 2
 
 
 def test_finite_difference_takes_four_passes_for_an_upper_step():
-    round_ = [(["lower"], True, False)] * 2 + [(["lower", "upper", "lower again", "lower again"], False, True)]
+    round_ = [([Level.LOWER], True, False)] * 2 + [
+        ([Level.LOWER, Level.UPPER, Level.LOWER_AGAIN, Level.LOWER_AGAIN], False, True)
+    ]
     assert run("finite_difference", 6, inner_steps=2) == round_ * 2
 
 
 @pytest.mark.parametrize("schedule", ["joint", "alternating", "finite_difference"])
 def test_a_frozen_basis_wastes_no_pass(schedule):
-    assert run(schedule, 6, inner_steps=2, basis_rate=0.0) == [(["lower"], True, False)] * 6
+    assert run(schedule, 6, inner_steps=2, basis_rate=0.0) == [([Level.LOWER], True, False)] * 6
 
 
 # -- the manifold

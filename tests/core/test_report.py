@@ -15,7 +15,7 @@ from seqlora.report.report import kind_of, library_report
 from seqlora.settings import Settings
 from seqlora.training.measure import measure
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallModel, full_library, small_request
 
 DELTA, CONSTANT = 0.1, 1.2
@@ -27,7 +27,7 @@ def library(tmp_path_factory):
     """Four concepts fill the layers of width 32, so the owl's bases there are not orthogonal to theirs."""
     model = SmallModel()
     library = full_library(tmp_path_factory.mktemp("report") / "zoo", model)
-    return run_to_end(teach(library, small_request("owl", 7), QUICK, model)).library
+    return run_to_end(train_steps(library, small_request("owl", 7), QUICK, model)).library
 
 
 def dense(library, selection):
@@ -153,7 +153,7 @@ def test_plain_lora_has_no_prior_and_says_so(tmp_path, capsys):
     """The library's layers of width 32 have rank 8, those of width 64 have 12."""
     library = Library.create(tmp_path / "plain", rank=12, capacity=1, targets="attention and mlp")
     settings = QUICK.with_(orthogonality="none", basis_init="random", interference_weight=0.0, co_training="modular")
-    library = run_to_end(teach(library, small_request("cat"), settings, SmallModel())).library
+    library = run_to_end(train_steps(library, small_request("cat"), settings, SmallModel())).library
     (entry,) = library_report(library, {"cat": 1.0})["concepts"]
     assert (entry["prior_disturbance"], entry["rank"]) == (None, 12)
     assert main(["report", str(library.path)]) == 0
@@ -172,7 +172,7 @@ def test_real_activations_keep_to_the_bound(tmp_path):
     library = Library.create(tmp_path / "emoji", rank=4, capacity=8, targets="attention")
     settings = Settings(steps=6, batch_size=4, learning_rate=1e-2, basis_learning_rate=3e-3)
     for one in emoji:
-        library = run_to_end(teach(library, request_of(one, 3), settings, model)).library
+        library = run_to_end(train_steps(library, request_of(one, 3), settings, model)).library
     concepts = [library.load(name) for name in library.names]
     layers = model.layers(library.targets)
 

@@ -16,7 +16,7 @@ from seqlora.method.moments import Moment
 from seqlora.settings import method_settings
 from seqlora.training.progress import run_to_end
 from seqlora.training.snapshot import seen_through
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.support.small import (
     QUICK,
     SmallDenoiser,
@@ -43,7 +43,7 @@ def library(original, tmp_path):
 
 
 def lessons(library, model, settings=QUICK, name="owl"):
-    return teach(library, small_request(name, 7), settings, model)
+    return train_steps(library, small_request(name, 7), settings, model)
 
 
 def drawn(model):
@@ -66,10 +66,10 @@ def test_looking_changes_no_bit(original, tmp_path, changes, dtype):
 
     def look(progress):
         nonlocal seen
-        if progress.live:
+        if progress.snapshot:
             seen += 1
-            progress.live.figures()
-            with progress.live.all_active():
+            progress.snapshot.figures()
+            with progress.snapshot.all_active():
                 drawn(model)
 
     for place, tell in (("alone", lambda progress: None), ("watched", look)):
@@ -88,9 +88,12 @@ def test_the_figures_are_those_of_the_dense_matrices(tmp_path):
     library, looks = full_library(tmp_path / "full", SmallModel()), []
 
     def look(progress):
-        if progress.live:
+        if progress.snapshot:
             looks.append(
-                (progress.live.figures(), {n: pair for stack in progress.live.stacks for n, pair in stack.pairs().items()})
+                (
+                    progress.snapshot.figures(),
+                    {n: pair for stack in progress.snapshot.stacks for n, pair in stack.pairs().items()},
+                )
             )
 
     taught = run_to_end(lessons(library, SmallModel()), look).library
@@ -118,8 +121,8 @@ def test_orthogonality_is_kept_where_there_is_room(tmp_path):
     library, model = Library.create(tmp_path / "roomy", 2, 8, LAYERS), SmallModel()
     looks = []
     for seed, name in enumerate(("cat", "dog", "owl")):
-        steps = teach(library, small_request(name, seed), QUICK, model)
-        library = run_to_end(steps, lambda p: looks.append(p.live.figures()) if p.live else None).library
+        steps = train_steps(library, small_request(name, seed), QUICK, model)
+        library = run_to_end(steps, lambda p: looks.append(p.snapshot.figures()) if p.snapshot else None).library
     assert max(orthogonality for orthogonality, _ in looks) <= 1e-5
     assert [crosstalk is None for _, crosstalk in looks] == [True] * QUICK.steps + [False] * 2 * QUICK.steps
 
@@ -127,7 +130,7 @@ def test_orthogonality_is_kept_where_there_is_room(tmp_path):
 def test_no_moments_of_the_earlier_concepts_no_crosstalk(library):
     looks = []
     plain = method_settings("lora", QUICK)
-    run_to_end(lessons(library, SmallModel(), plain), lambda p: looks.append(p.live.figures()) if p.live else None)
+    run_to_end(lessons(library, SmallModel(), plain), lambda p: looks.append(p.snapshot.figures()) if p.snapshot else None)
     assert {crosstalk for _, crosstalk in looks} == {None} and looks[-1][0] > 1e-3  # plain LoRA's bases are not orthogonal
 
 
@@ -136,8 +139,8 @@ def test_beside_all_is_what_applying_all_concepts_draws(library, co_training):
     model, seen = SmallModel(), []
 
     def look(progress):
-        if progress.live and progress.step == QUICK.steps:
-            with progress.live.all_active():
+        if progress.snapshot and progress.step == QUICK.steps:
+            with progress.snapshot.all_active():
                 seen.append(drawn(model))
 
     taught = run_to_end(lessons(library, model, QUICK.with_(co_training=co_training)), look).library

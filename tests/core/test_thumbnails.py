@@ -17,7 +17,7 @@ from seqlora.library.repair import repair
 from seqlora.library.store import MANIFEST, Library
 from seqlora.library.thumbnails import KEY, MAX_BYTES, SIDE, decode, encode
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallModel, relist, small_library, small_pictures, small_request
 
 
@@ -128,7 +128,7 @@ def test_it_is_the_first_picture_and_stays_with_the_concept(library, tmp_path):
 
 def test_teaching_anew_brings_the_new_picture(library):
     lesson = small_request("dog", seed=7)
-    taught = run_to_end(teach(library, lesson, QUICK, SmallModel(), replace=True))
+    taught = run_to_end(train_steps(library, lesson, QUICK, SmallModel(), replace=True))
     assert taught.library.thumbnail("dog") == encode(lesson.pictures[0]) != library.thumbnail("cat")
     about = json.loads(read_header(taught.library.path / taught.record.file).metadata["seqlora"])
     assert about["concepts"][0]["name"] == "dog"

@@ -18,7 +18,8 @@ from seqlora.settings import METHODS, method_settings
 from seqlora.training import trainer
 from seqlora.training.measure import measure_prior
 from seqlora.training.progress import run_to_end
-from seqlora.training.trainer import orthonormalised, train_concept
+from seqlora.training.start import orthonormalised
+from seqlora.training.trainer import train_concept
 from tests.support.small import QUICK, TOKENS, WIDTH, SmallDenoiser, small_examples, small_layers, small_ranks
 
 CONDS = [torch.randn(WIDTH, generator=torch.Generator().manual_seed(i)) for i in range(8)]
@@ -296,18 +297,19 @@ def watch(monkeypatch, denoiser, prior, earlier, co_training, steps=40):
     seen = []
 
     class Watched(ActiveConcepts):
-        def draw(self, chosen):
-            super().draw(chosen)
+        def select(self, chosen):
+            super().select(chosen)
             names = small_ranks(denoiser)
             on = []
             for i, concept in enumerate(earlier):
                 held = [
-                    name in self.on and any(torch.equal(column, concept[name].basis[:, 0]) for column in self.on[name][1].mT)
+                    name in self.active
+                    and any(torch.equal(column, concept[name].basis[:, 0]) for column in self.active[name][1].mT)
                     for name in names
                 ]
                 assert all(held) or not any(held)
                 on += [i] if held[0] else []
-            for name, (A, B) in self.on.items():
+            for name, (A, B) in self.active.items():
                 expected = compose([(earlier[i], 1.0) for i in on])[name]
                 torch.testing.assert_close(A @ B.mT, expected.up @ expected.basis.mT, rtol=1e-5, atol=1e-5)
                 assert B.shape[1] == 2 * len(on)
@@ -329,7 +331,7 @@ def test_contexts_turn_on_what_they_say(monkeypatch, denoiser, prior, sixteen):
     assert watch(monkeypatch, denoiser, prior, earlier, "modular") == []
     assert watch(monkeypatch, denoiser, prior, earlier, "cumulative") == [[0, 1, 2, 3]] * 10
     drawn = watch(monkeypatch, denoiser, prior, earlier, "stochastic", steps=160)
-    assert len(drawn) == 160 // trainer.CONTEXT_STEPS
+    assert len(drawn) == 160 // trainer.STEPS_BETWEEN_DRAWS
     assert {len(on) for on in drawn} == {0, 1, 2, 3, 4}
     assert {i for on in drawn for i in on} == {0, 1, 2, 3}
 
@@ -340,7 +342,7 @@ def test_the_context_changes_what_the_layers_put_out(denoiser, sixteen):
     earlier = [t.pairs for t in sixteen[:3]]
     stack = Stack([name], torch.zeros(1, WIDTH, 2), earlier[0][name].basis[None].clone())
     context = ActiveConcepts([stack], earlier)
-    context.draw([0, 2])
+    context.select([0, 2])
     x = torch.randn(3, TOKENS, WIDTH)
     with attached(layers, [stack], context):
         found = layers[name](x).detach()
@@ -350,8 +352,8 @@ def test_the_context_changes_what_the_layers_put_out(denoiser, sixteen):
 
 def test_a_stochastic_context_never_exceeds_its_limit():
     rng = torch.Generator().manual_seed(0)
-    drawn = [trainer._draw("stochastic", 60, rng) for _ in range(400)]
-    assert max(map(len, drawn)) == trainer.CONTEXT_LIMIT
+    drawn = [trainer.draw_active("stochastic", 60, rng) for _ in range(400)]
+    assert max(map(len, drawn)) == trainer.MOST_ACTIVE
     assert all(len(set(on)) == len(on) for on in drawn)
     assert {i for on in drawn for i in on} == set(range(60))
 

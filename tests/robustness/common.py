@@ -17,7 +17,7 @@ import torch
 
 from seqlora.library.store import Library
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallModel, small_request
 
 torch.set_num_threads(1)
@@ -82,7 +82,7 @@ def taught_library(path: Path, width: int = 32) -> None:
     """Two concepts, with room for more."""
     library = Library.create(path, 2, 8, "attention and mlp")
     for seed, name in enumerate(NAMES):
-        library = run_to_end(teach(library, small_request(name, seed), QUICK, SmallModel(width))).library
+        library = run_to_end(train_steps(library, small_request(name, seed), QUICK, SmallModel(width))).library
 
 
 def check(good: bool, what: str) -> None:

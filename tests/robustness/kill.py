@@ -16,7 +16,7 @@ from seqlora.library.repair import repair
 from seqlora.library.store import Library
 from seqlora.library.verify import verify
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.robustness.common import NAMES, Child, check, in_child, taught_library, workplace
 from tests.support.small import QUICK, SmallModel, small_request
 
@@ -32,7 +32,7 @@ def train(path: Path, say: Say, name: str = "bird", replace: bool = False) -> No
         if progress.phase == "training" and not progress.note:
             say(progress.step)
 
-    run_to_end(teach(Library.open(path), small_request(name, 7), QUICK, SmallModel(), EVERY_STEP, replace), tell)
+    run_to_end(train_steps(Library.open(path), small_request(name, 7), QUICK, SmallModel(), EVERY_STEP, replace), tell)
 
 
 def teach_anew(path: Path, say: Say) -> None:
@@ -104,7 +104,7 @@ def after(template: Path, path: Path, name: str, allowed: tuple[set[str], ...], 
     figures: dict[str, Any] = {"repaired": bool(findings), "switched": held == allowed[-1]}
     if ACTIONS[name][0] in (train, teach_anew):
         lesson, anew = ("dog", True) if "anew" in name else ("bird", False)
-        taught = run_to_end(teach(library, small_request(lesson, 7), QUICK, SmallModel(), replace=anew))
+        taught = run_to_end(train_steps(library, small_request(lesson, 7), QUICK, SmallModel(), replace=anew))
         check(verify(path) == [] and set(taught.library.names) == allowed[-1], f"{name}: could not be gone on with")
         if not taught.reused:
             figures["resumed"] = taught.report.get("resumed_at", 0)

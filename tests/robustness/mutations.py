@@ -25,7 +25,7 @@ from seqlora.library.repair import repair
 from seqlora.library.store import MANIFEST, PRIOR, Library
 from seqlora.library.verify import verify
 from seqlora.training import checkpoint
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.robustness.common import check, in_child, taught_library, workplace
 from tests.support.small import QUICK, SmallModel, contents, small_request
 
@@ -248,7 +248,7 @@ def work(path: Path, binding: str, count: int, seed: int) -> dict[str, Any]:
 def prepare(path: Path) -> str:
     """A library and an unfinished training; returns what its checkpoint is bound to."""
     taught_library(path)
-    steps = teach(Library.open(path), small_request("bird", 7), QUICK, SmallModel())
+    steps = train_steps(Library.open(path), small_request("bird", 7), QUICK, SmallModel())
     for progress in steps:
         if progress.phase == "training" and progress.step == 3:
             break

@@ -8,7 +8,7 @@ import time
 from seqlora.library.composition import compose_library
 from seqlora.library.store import Library
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.robustness.common import check, in_child, workplace
 from tests.support.small import QUICK, SmallModel, small_request
 
@@ -25,7 +25,9 @@ def run(count: int, seed: int) -> str:
             library = Library.create(path, 1, count, "attention and mlp")
             for number in range(count):
                 settings = QUICK.with_(steps=1, seed=seed)
-                library = run_to_end(teach(library, small_request(f"concept {number}", number), settings, SmallModel())).library
+                library = run_to_end(
+                    train_steps(library, small_request(f"concept {number}", number), settings, SmallModel())
+                ).library
 
         in_child(fill)
         wanted = {f"concept {number}": 1.0 for number in (0, count // 2, count - 1)}

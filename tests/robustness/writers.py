@@ -14,7 +14,7 @@ from seqlora.library.store import Library, LibraryLock
 from seqlora.library.verify import verify
 from seqlora.method.metrics import basis_error
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 from tests.robustness.common import Child, check, in_child, workplace
 from tests.support.small import QUICK, SmallModel, contents, small_request
 
@@ -30,7 +30,7 @@ def writer(path: Path, number: int, each: int, capacity: int, steps: int = QUICK
     model = SmallModel(WIDTH)
     for concept in range(each):
         name = f"concept {number}-{concept}"
-        run_to_end(teach(library, small_request(name, seed=100 * number + concept), QUICK.with_(steps=steps), model))
+        run_to_end(train_steps(library, small_request(name, seed=100 * number + concept), QUICK.with_(steps=steps), model))
 
 
 def look(path: Path, count: int) -> dict[str, Any]:

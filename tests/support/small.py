@@ -20,7 +20,7 @@ from seqlora.lora.targets import choose_layers, layer_shapes
 from seqlora.settings import Settings
 from seqlora.training.progress import run_to_end
 from seqlora.training.request import TrainingRequest
-from seqlora.training.train import teach
+from seqlora.training.train import train_steps
 
 WIDTH = 32
 TOKENS = 16
@@ -136,7 +136,7 @@ def full_library(path: Path, model: SmallModel) -> Library:
 
 def _teach_all(library: Library, names: Sequence[str], model: SmallModel) -> Library:
     for name in names:
-        library = run_to_end(teach(library, small_request(name, len(library.names)), QUICK, model)).library
+        library = run_to_end(train_steps(library, small_request(name, len(library.names)), QUICK, model)).library
     return library
 
 

@@ -17,7 +17,7 @@ from seqlora_pack.seqlora.demo.pictures import concept_pictures, held_out_emoji
 from seqlora_pack.seqlora.library.store import Library
 from seqlora_pack.seqlora.settings import Settings
 from seqlora_pack.seqlora.training.request import TrainingRequest
-from seqlora_pack.seqlora.training.train import TrainResult, teach
+from seqlora_pack.seqlora.training.train import TrainResult, train_steps
 from torch import Tensor
 
 MAKE = {"sd15": checkpoints.make_sd15, "sd3": checkpoints.make_sd3, "flux": checkpoints.make_flux}
@@ -112,7 +112,7 @@ def train(
             yield progress
 
     with torch.inference_mode(), host.training_model(*models, checkpointing) as model:
-        return host.run_with_progress(watched(teach(library, lesson, settings, model)), None)
+        return host.run_with_progress(watched(train_steps(library, lesson, settings, model)), None)
 
 
 def outputs(patcher, load_first: bool = True) -> Tensor:

@@ -10,7 +10,7 @@ import boot
 from seqlora_pack.nodes import host
 from seqlora_pack.nodes.server import training_status as watching
 from seqlora_pack.seqlora.errors import SeqLoRAError
-from seqlora_pack.seqlora.training.progress import Progress
+from seqlora_pack.seqlora.training.progress import Phase, Progress
 
 STEPS = 20_000
 sent: list[tuple[float, str]] = []
@@ -24,7 +24,7 @@ def losses(step: int) -> float:
 def follow_all(training: watching.Training) -> float:
     began = time.perf_counter()
     for step in range(1, STEPS + 1):
-        training.follow(Progress("training", step, STEPS, losses(step)))
+        training.follow(Progress(Phase.TRAINING, step, STEPS, losses(step)))
     return (time.perf_counter() - began) / STEPS
 
 
@@ -61,13 +61,13 @@ for node, error in (("2", None), ("3", SeqLoRAError("The disk is full.")), ("4",
         with watching.watched(node, "", "lib", "cat", "zyx") as other:
             if error:
                 raise error
-            other.end("finished")
+            other.end(Phase.FINISHED)
     except BaseException as raised:
         assert raised is error
     ends[node] = (other.told()["phase"], other.told()["note"], json.loads(sent[-1][1])["phase"])
 for number in range(2 * watching.REMEMBERED):
     with watching.watched(f"many {number}", "", "lib", "cat", "zyx") as other:
-        other.end("finished")
+        other.end(Phase.FINISHED)
 remembered = [one.names["node"] for one in watching.TRAININGS.values()]
 with watching.watched("many 60", "", "lib", "cat", "zyx") as again:
     same_node = [one.names["id"] for one in watching.TRAININGS.values() if one.names["node"] == "many 60"]

@@ -1,0 +1,126 @@
+"""What a training starts from: the room that is left, the basis, the penalty, the stacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SeqLoRAError
+from ..lora.attach import Stack
+from ..lora.types import Concept, LoRAPair
+from ..method.basis import contrastive_basis, pca_basis, random_basis
+from ..method.moments import Moments
+from ..method.optimizer import Constraint
+from ..method.penalty import Interference
+from ..settings import Settings
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a concept is taught beside."""
+
+    earlier: Sequence[Concept] = ()  # the library's concepts, in order
+    prior: Moments | None = None  # G and Gamma
+    earlier_moments: Moments | None = None  # S, the sum over the earlier concepts
+    capacity: int = 1  # concepts that will be summed: what they change elsewhere adds up, so each must change less
+
+    @property
+    def others(self) -> Moments | None:
+        """R = (G + S / (t - 1)) / 2: what the base model can do weighs as much as all earlier concepts, few or many."""
+        if self.prior is None or self.earlier_moments is None or not self.earlier:
+            return self.prior
+        return (self.prior + self.earlier_moments * (1 / len(self.earlier))) * 0.5
+
+
+def build_stacks(
+    shapes: Mapping[str, tuple[int, int]], bases: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> list[Stack]:
+    """Stacks by (m, n, r), A at zero and B as given."""
+    groups: dict[tuple[int, int, int], list[str]] = {}
+    for name, (m, n) in shapes.items():
+        groups.setdefault((m, n, bases[name].shape[1]), []).append(name)
+    stacks = []
+    for (m, _, r), names in groups.items():
+        B = torch.stack([bases[name] for name in names]).to(device, torch.float32)
+        stacks.append(Stack(names, torch.zeros(len(names), m, r, device=device), B, dtype))
+    return stacks
+
+
+def earlier_directions(name: str, width: int, earlier: Sequence[Concept]) -> Tensor:
+    """F (n, p): an orthonormal basis of the span of all earlier concepts' bases, float64."""
+    bases = [concept[name].basis.double() for concept in earlier if name in concept]
+    if not bases:
+        return torch.zeros(width, 0, dtype=torch.float64)
+    left, singular, _ = torch.linalg.svd(torch.cat(bases, 1), full_matrices=False)
+    return left[:, singular > 1e-4]
+
+
+def constrain(
+    settings: Settings, shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], earlier: Sequence[Concept]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """F of every layer, and the full layers: those without room for another orthogonal basis, whose F is empty."""
+    directions, full = {}, []
+    for name, (_, n) in shapes.items():
+        F = earlier_directions(name, n, earlier if settings.orthogonality == "exact" else ())
+        if F.shape[1] + ranks[name] > n:
+            full.append(name)
+            F = F[:, :0]
+        directions[name] = F
+    if full and settings.when_full == "refuse":
+        raise SeqLoRAError(
+            f"The library is full: {len(full)} layers (first {full[0]}) have no room for another concept of this rank; "
+            "set when_full to metric, or start a library with a larger capacity."
+        )
+    return directions, full
+
+
+def start_basis(
+    settings: Settings, name: str, rank: int, earlier: Tensor, own: Moments, others: Moments | None, rng: torch.Generator
+) -> Tensor:
+    if settings.basis_init == "random":
+        return random_basis(len(earlier), rank, earlier, rng)
+    if settings.basis_init == "pca" or others is None:
+        return pca_basis(own[name], rank, earlier, rng)
+    return contrastive_basis(own[name], others[name], rank, earlier, rng)
+
+
+def interference_of(stack: Stack, others: Moments, prior: Moments, weighting: str) -> Interference:
+    """C of `others` and Gamma of `prior` for the layers of one stack, in units of the layers' own part in the output."""
+    seen = [others[name].factor() for name in stack.names]
+    if weighting == "sensitivity":
+        felt = [prior.felt[name].factor() for name in stack.names]
+        mean = math.fsum(prior.sensitivity(name) for name in prior.felt) / len(prior.felt)  # in whatever order a file has them
+        weight = torch.full((len(stack.names),), 1 / max(mean, 1e-30))
+    else:
+        felt = [(torch.zeros(stack.A.shape[1], 0), torch.ones(stack.A.shape[1])) for _ in stack.names]
+        weight = 1 / torch.tensor([prior.output_energy[name] for name in stack.names]).clamp(min=1e-12)
+    return Interference(*_stacked(seen, stack.A), *_stacked(felt, stack.A), weight.to(stack.A))
+
+
+def _stacked(factors: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.stack([v for v, _ in factors]).to(like), torch.stack([d for _, d in factors]).to(like)
+
+
+def constraint_of(stack: Stack, directions: Mapping[str, Tensor]) -> Constraint:
+    return Constraint(_stack_padded([directions[name] for name in stack.names]).to(stack.B))
+
+
+def earlier_bases(stack: Stack, earlier: Sequence[Concept]) -> Tensor:
+    """All earlier concepts' bases side by side, (layers, n, p), as the overlap penalty takes them."""
+    bases = [torch.cat([concept[name].basis for concept in earlier if name in concept], 1) for name in stack.names]
+    return _stack_padded(bases).to(stack.B)
+
+
+def _stack_padded(matrices: Sequence[Tensor]) -> Tensor:
+    widest = max(matrix.shape[1] for matrix in matrices)
+    return torch.stack([nn.functional.pad(matrix, (0, widest - matrix.shape[1])) for matrix in matrices])
+
+
+def orthonormalised(pair: LoRAPair) -> LoRAPair:
+    """The same A B' with an orthonormal B: concept files are all alike, also those of plain LoRA."""
+    basis, triangle = torch.linalg.qr(pair.basis.double())
+    return LoRAPair((pair.up.double() @ triangle.mT).float(), basis.float())
