@@ -46,7 +46,7 @@ with watching.watched("1", "w", "lib", "cat", "zyx") as training:
     follow_all(training)
     ended.set()
     asking.join()
-    training.end("finished")
+    training.end(Phase.FINISHED)
 curve = training.told()["losses"]
 seconds = sent[-1][0] - sent[0][0]
 events = [json.loads(data) for _, data in sent]
