@@ -8,7 +8,6 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..seqlora.errors import SeqLoRAError
-from ..seqlora.library.composition import compose_library
 from ..seqlora.lora.compose import parse_selection
 from . import host
 from .library import LibraryHandle, LibraryType, triggers_of
@@ -60,7 +59,7 @@ class ApplyComposed(io.ComfyNode):
         selection = parse_selection(concepts, opened.names)
         triggers = triggers_of(opened.find(name) for name in selection)
         if selection and strength:
-            model = host.apply_adapter(model, compose_library(opened, selection), strength)
+            model = host.apply_adapter(model, opened.compose(selection), strength)
         return io.NodeOutput(model, clip, triggers)
 
 

@@ -9,7 +9,9 @@ from threading import Lock
 from comfy_api.latest import io
 
 from ..seqlora.errors import SeqLoRAError
-from ..seqlora.library.store import MANIFEST, Library, Record
+from ..seqlora.library.manifest import Record
+from ..seqlora.library.store import Library
+from ..seqlora.library.writer import MANIFEST
 from ..seqlora.lora.targets import TARGETS
 from . import host
 
@@ -42,7 +44,7 @@ def tell_changed(name: str) -> None:
 
 
 def triggers_of(records: Iterable[Record]) -> str:
-    return "\n".join(f"{record.name}: {record.trigger} {record.class_word}".rstrip() for record in records)
+    return "\n".join(f"{record.name}: {record.subject}" for record in records)
 
 
 class CreateLibrary(io.ComfyNode):

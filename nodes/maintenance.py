@@ -30,9 +30,9 @@ class RemoveConcept(io.ComfyNode):
     @classmethod
     def execute(cls, library: LibraryHandle, concept_name: str) -> io.NodeOutput:
         name = concept_name.strip()
-        with library.open().writing() as opened:
-            there = name in opened.names
-            left = opened.remove(name) if there else opened
+        with library.open().writing() as writer:
+            there = name in writer.library.names
+            left = writer.remove(name) if there else writer.library
         tell_changed(left.path.name)
         done = f"removed {name}" if there else f"there is no concept '{name}' (any more); nothing was removed"
         text = f"{done}\nlibrary {left.path.name}: {', '.join(left.names) or 'no concepts'}"

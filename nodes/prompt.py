@@ -6,7 +6,6 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..seqlora.library.composition import compose_library
 from ..seqlora.prompt.grammar import read_prompt
 from . import host
 from .library import LibraryHandle, LibraryType
@@ -58,7 +57,7 @@ class ConceptPrompt(io.ComfyNode):
         prompt, against = read_prompt(text, opened.concepts), read_prompt(negative, opened.concepts)
         active = {name: strength for name, strength in prompt.strengths.items() if strength}
         if active:
-            model = host.apply_adapter(model, compose_library(opened, active), 1.0)
+            model = host.apply_adapter(model, opened.compose(active), 1.0)
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(said)) for said in (prompt.text, against.text)]
         concepts = "\n".join(f"{name}: {strength:g}" for name, strength in active.items())
         shown = f"{concepts or 'no concept is named'}\n{prompt.text}"

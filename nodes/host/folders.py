@@ -8,7 +8,7 @@ import folder_paths
 
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.io.names import checked_name
-from ...seqlora.library.store import MANIFEST
+from ...seqlora.library.writer import MANIFEST
 
 FOLDER = "seqlora"
 

@@ -18,8 +18,11 @@ from typing import Any
 from aiohttp import web
 
 from ...seqlora.errors import SeqLoRAError
-from ...seqlora.library.store import MANIFEST, Library, LibraryLock, Record
+from ...seqlora.library.lock import LibraryLock
+from ...seqlora.library.manifest import Record
+from ...seqlora.library.store import Library
 from ...seqlora.library.thumbnails import decode
+from ...seqlora.library.writer import MANIFEST, LibraryWriter
 from ...seqlora.settings import method_of
 from .. import host
 from ..library import tell_changed
@@ -81,13 +84,14 @@ def found(library: Library, concept: str) -> Record:
 
 
 @contextmanager
-def writing(name: str) -> Iterator[Library]:
-    """The library for a change that takes no time, unless a training holds it."""
-    turn = LibraryLock(opened(name).path)
-    if not turn.acquire(timeout=0):
+def writing(name: str) -> Iterator[LibraryWriter[Library]]:
+    """A writer for a change that takes no time, unless a training holds the library."""
+    library = opened(name)
+    lock = LibraryLock(library.path)
+    if not lock.acquire(timeout=0):
         raise RefusedError(409, f"A training is writing to library '{name}'; wait until it ends or cancel it, then try again.")
-    with turn as library:
-        yield library
+    with library.writing(lock) as writer:
+        yield writer
 
 
 # --- What is told -------------------------------------------------------------------------------------------------------
@@ -194,23 +198,24 @@ def report_png(request: web.Request, library: str) -> web.Response:
 
 
 def rename(request: web.Request, library: str, concept: str, to: str = "") -> dict[str, Any]:
-    with writing(library) as holder:
-        found(holder, concept)
-        changed = holder.rename(concept, to)
+    with writing(library) as writer:
+        found(writer.library, concept)
+        changed = writer.rename(concept, to)
     tell_changed(library)
     return about(changed)
 
 
 def remove(request: web.Request, library: str, concept: str, to: str = "") -> dict[str, Any]:
-    with writing(library) as holder:
-        found(holder, concept)
-        changed = holder.remove(concept)
+    with writing(library) as writer:
+        found(writer.library, concept)
+        changed = writer.remove(concept)
     tell_changed(library)
     return about(changed)
 
 
-ONE = "/seqlora/libraries/{library}"
-CONCEPT = ONE + "/concepts/{concept}"
+# Names may have braces, which a plain {name} does not match.
+ONE = "/seqlora/libraries/{library:[^/]+}"
+CONCEPT = ONE + "/concepts/{concept:[^/]+}"
 ROUTES = (
     ("GET", "/seqlora/libraries", answered(libraries)),
     ("GET", ONE, answered(one_library)),

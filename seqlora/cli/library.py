@@ -43,21 +43,22 @@ def info(args: argparse.Namespace) -> None:
     print(f"{library.path.name}: {len(library.concepts)} of {library.capacity} concepts, rank {library.rank}, {family}")
     for record in library.concepts:
         full = f", {len(record.full_layers)} layers were full" if record.full_layers else ""
-        print(f"  {record.name}: '{record.trigger} {record.class_word}', {record.created}{full}")
+        print(f"  {record.name}: '{record.subject}', {record.created}{full}")
 
 
 def remove_concepts(args: argparse.Namespace) -> None:
-    with Library.open(args.library).writing() as library:
+    with Library.open(args.library).writing() as writer:
         for name in args.concepts:
-            library.find(name)  # before any is deleted
+            writer.library.find(name)  # before any is deleted
         for name in args.concepts:
-            library = library.remove(name)
+            writer.remove(name)
+    library = writer.library
     print(f"{library.path.name}: {', '.join(library.names) or 'no concepts'}")
 
 
 def rename_concept(args: argparse.Namespace) -> None:
-    with Library.open(args.library).writing() as library:
-        library = library.rename(args.concept, args.new_name)
+    with Library.open(args.library).writing() as writer:
+        library = writer.rename(args.concept, args.new_name)
     print(f"{library.path.name}: {', '.join(library.names)}")
 
 

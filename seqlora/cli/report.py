@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..errors import SeqLoRAError
 from ..io.atomic import write_bytes
-from ..library.composition import compose_library
 from ..library.store import Library
 from ..lora.compose import parse_selection
 from .arguments import Command, real, with_library
@@ -34,7 +33,7 @@ def compose(args: argparse.Namespace) -> None:
     if not selection:
         raise SeqLoRAError("No concept is selected; name at least one, or '*' for all.")
     concepts = [library.load(name) for name in selection]
-    composed = compose_library(library, selection)
+    composed = library.compose(selection)
     across, within = metrics.basis_error(concepts)
     table = metrics.crosstalk(concepts, [library.moments(name) for name in selection])
     print(f"{len(concepts)} concepts on {len(composed)} layers, rank {max(p.up.shape[1] for p in composed.values())} in all")

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from ..diffusion.model import Model
-from ..library.composition import compose_library
 from ..library.store import Library
 from ..lora.compose import parse_selection
 from ..prompt.grammar import read_prompt
@@ -48,7 +47,7 @@ def sample(args: argparse.Namespace) -> None:
         library = Library.open(args.library)
         prompt = read_prompt(args.prompt, library.concepts)
         chosen = parse_selection("\n".join(args.concepts), library.names) if args.concepts else prompt.strengths
-        text, composed = prompt.text, compose_library(library, {name: s for name, s in chosen.items() if s})
+        text, composed = prompt.text, library.compose({name: s for name, s in chosen.items() if s})
     generator = torch.Generator().manual_seed(args.seed)
     with torch.inference_mode(), model.using(composed):  # type: ignore[attr-defined]
         noise = torch.randn(args.count, *model.latent_shape, generator=generator)  # type: ignore[attr-defined]

@@ -13,7 +13,9 @@ from ..errors import SeqLoRAError
 from ..io.atomic import RESTORE, remedy, write_bytes
 from ..io.names import checked_name
 from ..io.safetensors_file import read_bytes
-from .store import PRIOR, Library, moments_file
+from .store import Library
+from .view import PRIOR, moments_file
+from .writer import LibraryWriter
 
 MAX_FILE = 8 << 30  # bytes; the largest that is copied
 
@@ -27,7 +29,7 @@ def copy(library: Library, names: Sequence[str], path: Path) -> Library:
     chosen = [library.find(name) for name in names]
     if not chosen:
         raise SeqLoRAError("No concept is named; name at least one.")
-    part = replace(library, concepts=tuple(record for record in library.concepts if record in chosen))
+    part = library.having(concepts=tuple(record for record in library.concepts if record in chosen))
     try:
         path.mkdir(parents=True)
     except OSError as error:
@@ -38,7 +40,7 @@ def copy(library: Library, names: Sequence[str], path: Path) -> Library:
             if sha256 not in ("", hashlib.sha256(data).hexdigest()):
                 raise SeqLoRAError(f"{part.path / file} was changed since it was written; {RESTORE}.")
             write_bytes(path / file, data)
-        return replace(part, path=path).save()
+        return LibraryWriter(replace(part, path=path)).save()
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
@@ -46,8 +48,8 @@ def copy(library: Library, names: Sequence[str], path: Path) -> Library:
 
 def _files(library: Library) -> Iterator[tuple[str, str]]:
     """All files but the manifest, with their hashes where these are known."""
-    if library.prior_sha256:
-        yield PRIOR, library.prior_sha256
+    if library.manifest.prior_sha256:
+        yield PRIOR, library.manifest.prior_sha256
     for record in library.concepts:
         yield record.file, record.sha256
         yield moments_file(record.id), record.moments_sha256

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..errors import SeqLoRAError
 from ..io.safetensors_file import write_tensors
+from ..lora import modelspec
 from ..lora.formats import ALPHA, to_diffusers, to_kohya, to_native
 from ..lora.types import LoRAPair
-from .composition import compose_library
-from .store import Base, Library
+from .store import Library
 
 FORMATS: dict[str, Callable[[dict[str, LoRAPair], Mapping[str, Any]], dict[str, Tensor]]] = {
     "comfyui": lambda concept, layout: to_native(concept),
@@ -24,13 +24,6 @@ FORMATS: dict[str, Callable[[dict[str, LoRAPair], Mapping[str, Any]], dict[str, 
     "diffusers": to_diffusers,
 }
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-# By the width of a UNet's text: modelspec's name and kohya's.
-UNETS = {
-    768: ("stable-diffusion-v1", "sd_v1"),
-    1024: ("stable-diffusion-v2", "sd_v2"),
-    2048: ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
-}
-TRANSFORMERS = {"sd3": ("stable-diffusion-3", "sd3"), "flux": ("flux-1-dev", "flux1")}
 
 
 def export_composed(
@@ -45,7 +38,7 @@ def export_composed(
             raise SeqLoRAError(f"{what} is '{given}', but must be one of: {', '.join(known)}.")
     if not selection or library.base is None:
         raise SeqLoRAError(f"No concepts of library '{library.path.name}' are selected; name at least one, or '*' for all.")
-    composed = compose_library(library, selection)
+    composed = library.compose(selection)
     tensors = {
         name: tensor if name.endswith(ALPHA) else tensor.to(DTYPES[dtype])
         for name, tensor in FORMATS[format](composed, library.base.layout).items()
@@ -58,32 +51,17 @@ def export_composed(
 
 
 def metadata(library: Library, selection: Mapping[str, float], composed: Mapping[str, LoRAPair], title: str) -> dict[str, str]:
-    """What LoRA managers and web interfaces read: modelspec.*, kohya's ss_*, and our own."""
+    """What LoRA managers and web interfaces read, and our own: which concepts of which library, how strong."""
     records = [library.find(name) for name in selection]
-    architecture, kohya = _architecture(library.base)  # type: ignore[arg-type]
-    rank = str(max(pair.up.shape[1] for pair in composed.values()))
     concepts = [
         {"name": r.name, "trigger": r.trigger, "class_word": r.class_word, "strength": selection[r.name], "sha256": r.sha256}
         for r in records
     ]
-    return {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.title": title,
-        "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "modelspec.trigger_phrase": ", ".join(f"{r.trigger} {r.class_word}".strip() for r in records),
-        "modelspec.implementation": "seqlora",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": rank,
-        "ss_network_alpha": rank,
-        "ss_base_model_version": kohya,
-        "ss_output_name": title,
-        "seqlora": json.dumps({"library": library.path.name, "concepts": concepts}, ensure_ascii=False),
-    }
-
-
-def _architecture(base: Base) -> tuple[str, str]:
-    if base.family == "unet":
-        widths = [shape[1] for name, shape in base.layers.items() if name.endswith("attn2.to_k")]
-        return UNETS.get(widths[0] if widths else 0, ("unet", "unet"))
-    return TRANSFORMERS.get(base.family, (base.family, base.family))
+    header = modelspec.header(
+        modelspec.architecture(library.base.family if library.base else "other", library.layers),
+        title=title,
+        subjects=[record.subject for record in records],
+        rank=max(pair.up.shape[1] for pair in composed.values()),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+    return header | {"seqlora": json.dumps({"library": library.path.name, "concepts": concepts}, ensure_ascii=False)}

@@ -24,7 +24,7 @@ MAX_TEXT = 1000  # characters of a trigger, a class word, a layer's name
 MAX_DEPTH = 64  # of transformer blocks in one place of a UNet
 
 
-class UnknownFormatError(ValueError):
+class UnknownFormatError(SeqLoRAError):
     """Written by another version."""
 
 
@@ -61,42 +61,41 @@ class Record:
     settings: Mapping[str, Any]
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
-
-def write(
-    rank: int,
-    capacity: int,
-    targets: str,
-    base: Base | None,
-    prior_sha256: str,
-    concepts: Sequence[Record],
-    indent: int | None = 1,
-) -> bytes:
-    """The manifest as text. Raises SeqLoRAError for what could not be read again."""
-    manifest = {
-        "format": FORMAT,
-        "rank": rank,
-        "capacity": capacity,
-        "targets": targets,
-        "prior_sha256": prior_sha256,
-        "base": asdict(base) if base else None,
-        "concepts": [asdict(record) for record in concepts],
-    }
-    data = json.dumps(manifest, indent=indent, ensure_ascii=False).encode(errors="replace")
-    try:
-        parse(data)
-    except ValueError as error:
-        raise SeqLoRAError(f"The library cannot be listed ({error}); nothing was changed.") from error
-    return data
+    @property
+    def subject(self) -> str:
+        """What stands for the concept in a prompt: trigger and class word."""
+        return f"{self.trigger} {self.class_word}".strip()
 
 
-def parse(data: bytes | bytearray | str) -> dict[str, Any]:
-    """What `write` was given, by name. Raises ValueError."""
+@dataclass(frozen=True)
+class Manifest:
+    """What a library says about itself."""
+
+    rank: int
+    capacity: int
+    targets: str
+    base: Base | None = None
+    prior_sha256: str = ""  # of the model's own moments, once they were measured
+    concepts: tuple[Record, ...] = ()
+
+    def to_bytes(self, indent: int | None = 1) -> bytes:
+        """As text. Raises SeqLoRAError for what could not be read again."""
+        data = json.dumps({"format": FORMAT, **asdict(self)}, indent=indent, ensure_ascii=False).encode(errors="replace")
+        try:
+            parse(data)
+        except ValueError as error:
+            raise SeqLoRAError(f"The library cannot be listed ({error}); nothing was changed.") from error
+        return data
+
+
+def parse(data: bytes | bytearray | str) -> Manifest:
+    """Raises ValueError, UnknownFormatError among them."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
     found = _mapping(parse_json(data), "it")
     if "format" in found and found["format"] != FORMAT:
         raise UnknownFormatError(str(found["format"])[:20])
-    wanted = {"format", "rank", "capacity", "targets", "prior_sha256", "base", "concepts"}
+    wanted = {"format", *(entry.name for entry in fields(Manifest))}
     if found.keys() != wanted:
         raise ValueError(f"field {min(found.keys() ^ wanted)!r} is missing or unknown")
     _check(isinstance(found["targets"], str) and found["targets"] in TARGETS, "targets")
@@ -107,14 +106,14 @@ def parse(data: bytes | bytearray | str) -> dict[str, Any]:
     for what in ("id", "name", "file"):
         values = [collision_key(str(getattr(record, what))) for record in concepts]
         _check(len(set(values)) == len(values), f"{what} of two concepts")
-    return {
-        "rank": _number(found["rank"], "rank", 1, MAX_WIDTH),
-        "capacity": _number(found["capacity"], "capacity", 1, MAX_WIDTH),
-        "targets": found["targets"],
-        "prior_sha256": _text(found["prior_sha256"], "prior_sha256"),
-        "base": base,
-        "concepts": concepts,
-    }
+    return Manifest(
+        rank=_number(found["rank"], "rank", 1, MAX_WIDTH),
+        capacity=_number(found["capacity"], "capacity", 1, MAX_WIDTH),
+        targets=found["targets"],
+        base=base,
+        prior_sha256=_text(found["prior_sha256"], "prior_sha256"),
+        concepts=concepts,
+    )
 
 
 def _base(value: Any) -> Base:

@@ -14,9 +14,11 @@ from ..errors import SeqLoRAError
 from ..io.atomic import remedy
 from ..io.names import collision_key
 from ..io.safetensors_file import read_bytes
-from .manifest import UnknownFormatError
-from .store import MANIFEST, Library, LibraryLock, Record
+from .lock import LibraryLock
+from .manifest import Manifest, Record, UnknownFormatError
+from .store import Library
 from .verify import Basis, basis_of, check_orthogonal, read_described, untracked_files
+from .writer import MANIFEST, LibraryWriter
 
 DAMAGED = "damaged"  # folder for what cannot be used; nothing that could hold a taught concept is deleted
 
@@ -40,15 +42,16 @@ def _repair(path: Path) -> tuple[Library, list[str]]:
     done: list[str] = []
     try:
         listed = before = Library.open(path)
-    except SeqLoRAError as error:
-        if isinstance(error.__cause__, UnknownFormatError):
-            raise
-        listed, before = _unlisted(path), None
+    except UnknownFormatError:
+        raise
+    except SeqLoRAError:
+        listed, before = Library(path, _unlisted(path)), None
         done.append(f"{path / MANIFEST} was rebuilt.")
     if listed.base is None:  # it holds no concept yet, unless in files that were not listed
         with suppress(SeqLoRAError):
             found = _unlisted(path)
-            listed = found if _kind(replace(found, base=None)) == _kind(listed) else listed
+            if _kind(replace(found, base=None)) == _kind(listed.manifest):
+                listed = Library(path, found)
     kept: list[tuple[Record, Basis]] = []
     for record in listed.concepts:
         try:
@@ -62,16 +65,16 @@ def _repair(path: Path) -> tuple[Library, list[str]]:
             done.append(f"Concept '{record.name}' was taken in from {record.file}.")
         except SeqLoRAError as error:
             done.append(str(error))
-    library = replace(listed, concepts=tuple(sorted((record for record, _ in kept), key=lambda record: record.id)))
+    library = listed.having(concepts=tuple(sorted((record for record, _ in kept), key=lambda record: record.id)))
     try:
         library.prior()
     except SeqLoRAError as error:
-        library = replace(library, prior_sha256="")
+        library = library.having(prior_sha256="")
         done.append(f"{str(error).partition(';')[0]}; it will be measured again.")
-    if library != before:
+    if before is None or library.manifest != before.manifest:
         if before is None and (path / MANIFEST).exists():
             _set_aside(path, path / MANIFEST)
-        library = library.save()
+        library = LibraryWriter(library).save()
     for file in list(untracked_files(library)):
         if file.name.endswith(".tmp"):
             with suppress(OSError):
@@ -82,12 +85,12 @@ def _repair(path: Path) -> tuple[Library, list[str]]:
     return library, done
 
 
-def _unlisted(path: Path) -> Library:
+def _unlisted(path: Path) -> Manifest:
     """The library, without its concepts, that most concept files say they belong to."""
-    found: list[Library] = []
+    found: list[Manifest] = []
     for file in sorted((path / "concepts").glob("*.safetensors")):  # in the order of their numbers
         with suppress(SeqLoRAError):
-            described, _ = read_described(Library(path, 1, 1, "attention"), file.relative_to(path).as_posix())
+            described, _ = read_described(path, file.relative_to(path).as_posix())
             found.append(replace(described, concepts=()))
     if not found:
         raise SeqLoRAError(f"{path} has no manifest and no concept file to rebuild it from; restore {MANIFEST} from a copy.")
@@ -103,14 +106,14 @@ def _found(library: Library, done: list[str]) -> Iterator[tuple[Record, Basis]]:
             continue
         file = path.relative_to(library.path).as_posix()
         try:
-            described, record = read_described(library, file)
-            if _kind(described) != _kind(library):
+            described, record = read_described(library.path, file)
+            if _kind(described) != _kind(library.manifest):
                 raise SeqLoRAError(f"{path} belongs to another library.")
             if not file.isprintable():
                 raise SeqLoRAError("its name is no text.")
             digest = hashlib.sha256(read_bytes(path, library.concept_limit())).hexdigest()
             record = replace(record, file=file, sha256=digest)
-            alone = replace(library, concepts=(record,))
+            alone = library.having(concepts=(record,))
             basis = basis_of(alone, record)
             alone.moments(record.name)
             whole.append((record, basis))
@@ -119,9 +122,9 @@ def _found(library: Library, done: list[str]) -> Iterator[tuple[Record, Basis]]:
     yield from sorted(whole, key=lambda pair: -pair[0].id)
 
 
-def _kind(library: Library) -> bytes:
+def _kind(manifest: Manifest) -> bytes:
     """The same for the same settings and model."""
-    return replace(library, concepts=(), prior_sha256="").text()
+    return replace(manifest, concepts=(), prior_sha256="").to_bytes()
 
 
 def _fit(library: Library, record: Record, basis: Basis, kept: Sequence[tuple[Record, Basis]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,11 @@ from torch import Tensor
 from ..errors import SeqLoRAError
 from ..io.atomic import is_within
 from ..io.safetensors_file import read_header
-from . import manifest
-from .store import MANIFEST, ORTHOGONALITY, PRIOR, Library, LibraryLock, Record, moments_file
+from .lock import LibraryLock
+from .manifest import Manifest, Record, parse
+from .store import Library
+from .view import ORTHOGONALITY, PRIOR, inside, moments_file
+from .writer import MANIFEST
 
 # Where our own files are, and how they are called; whatever else lies there is not ours to judge.
 FILES = {"": (), "concepts": ("*.safetensors",), "moments": ("*.safetensors",), "checkpoints": ()}
@@ -29,13 +31,16 @@ def verify(path: Path) -> list[str]:
     """
     try:
         library = Library.open(path)
-        turn = LibraryLock(path)
+        lock = LibraryLock(path)
         try:
-            alone = turn.acquire(timeout=0)
+            alone = lock.acquire(timeout=0)
         except SeqLoRAError:
             alone = False  # the folder is read-only, so nobody writes
-        with turn if alone else nullcontext(library) as library:
-            return [*_findings(library), *(_leftovers(library) if alone else ())]
+        try:
+            return [*_findings(library), *(_leftovers(Library.open(path)) if alone else ())]
+        finally:
+            if alone:
+                lock.release()
     except SeqLoRAError as error:
         return [str(error)]
 
@@ -88,32 +93,32 @@ def check_orthogonal(library: Library, one: tuple[Record, Basis], other: tuple[R
 
 def check_header(library: Library, record: Record) -> None:
     """Raises SeqLoRAError unless the file's header says of library and concept what the manifest does."""
-    described, told = read_described(library, record.file)
+    described, told = read_described(library.path, record.file)
     told = replace(told, file=record.file, sha256=record.sha256)
-    if _text(described, told) != _text(library, record):
+    if _text(described, told) != _text(library.manifest, record):
         raise SeqLoRAError(f"{library.path / record.file} describes another concept than the manifest; restore it from a copy.")
 
 
-def read_described(library: Library, file: str) -> tuple[Library, Record]:
+def read_described(folder: Path, file: str) -> tuple[Manifest, Record]:
     """The library and the concept that a concept file's header describes."""
-    path = library.inside(file)
+    path = inside(folder, file)
     header = read_header(path)
     try:
-        described = Library(library.path, **manifest.parse(header.metadata["seqlora"]))
+        described = parse(header.metadata["seqlora"])
         (record,) = described.concepts
     except (KeyError, ValueError) as error:
         raise SeqLoRAError(f"{path} does not say which concept it is; restore it from a copy.") from error
     return described, record
 
 
-def _text(library: Library, record: Record) -> bytes:
-    """In which numbers that are none are equal. When G was measured makes no difference."""
-    return replace(library, prior_sha256="", concepts=(record,)).text()
+def _text(manifest: Manifest, record: Record) -> bytes:
+    """What two descriptions of one concept are compared by: as text NaN equals NaN. When G was measured makes no difference."""
+    return replace(manifest, prior_sha256="", concepts=(record,)).to_bytes()
 
 
 def untracked_files(library: Library) -> Iterator[Path]:
     """Files of our kinds that the manifest does not know: not filed yet, or not deleted yet, when a process died."""
-    known = {PRIOR} if library.prior_sha256 else set()
+    known = {PRIOR} if library.manifest.prior_sha256 else set()
     for record in library.concepts:
         known |= {record.file, moments_file(record.id)}
     for folder, patterns in FILES.items():

@@ -63,7 +63,7 @@ def read_prompt(text: str, records: Sequence[Record]) -> Prompt:
         if named.get(record.name) not in (None, strength) and strength is not None:
             raise SeqLoRAError(f"The prompt gives @{record.name} two strengths; keep one of them.")
         named[record.name] = named.get(record.name) if strength is None else strength
-        parts.append(f"{record.trigger} {record.class_word}".strip())
+        parts.append(record.subject)
         plain.append("\n")
     for name in _triggered("".join(plain), records):
         named.setdefault(name, None)

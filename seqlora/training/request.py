@@ -26,36 +26,41 @@ class TrainingRequest:
     pictures: Sequence[Tensor]
     captions: Sequence[str] = ()
 
+    @property
+    def subject(self) -> str:
+        """What stands for the concept in a caption: trigger and class word."""
+        return f"{self.trigger} {self.class_word}".strip()
 
-def prepare_captions(lesson: TrainingRequest) -> tuple[list[str], int]:
+
+def prepare_captions(request: TrainingRequest) -> tuple[list[str], int]:
     """One caption per picture, each with the trigger in it; also how often it had to be put in front."""
-    subject = f"{lesson.trigger} {lesson.class_word}".strip()
-    if not lesson.captions:
-        return [f"a photo of {subject}"] * len(lesson.pictures), 0
-    if len(lesson.captions) != len(lesson.pictures):
+    subject = request.subject
+    if not request.captions:
+        return [f"a photo of {subject}"] * len(request.pictures), 0
+    if len(request.captions) != len(request.pictures):
         raise SeqLoRAError(
-            f"There are {len(lesson.captions)} captions for {len(lesson.pictures)} pictures; "
+            f"There are {len(request.captions)} captions for {len(request.pictures)} pictures; "
             "give one caption per picture, or none."
         )
     prepared, added = [], 0
-    for caption in lesson.captions:
-        if re.search(rf"(?<!\w){re.escape(lesson.trigger)}(?!\w)", caption, re.IGNORECASE):
+    for caption in request.captions:
+        if re.search(rf"(?<!\w){re.escape(request.trigger)}(?!\w)", caption, re.IGNORECASE):
             prepared.append(caption.strip())
         else:
-            prepared.append(f"{lesson.trigger} {caption.strip()}".strip())
+            prepared.append(f"{request.trigger} {caption.strip()}".strip())
             added += 1
     return prepared, added
 
 
-def check_request(lesson: TrainingRequest) -> TrainingRequest:
-    """The lesson with clean names. Raises SeqLoRAError, before any long work, for what cannot be taught."""
-    name = checked_name(lesson.name, "concept name")
-    trigger = lesson.trigger.strip()
+def check_request(request: TrainingRequest) -> TrainingRequest:
+    """The request with clean names. Raises SeqLoRAError, before any long work, for what cannot be taught."""
+    name = checked_name(request.name, "concept name")
+    trigger = request.trigger.strip()
     if not trigger:
         raise SeqLoRAError("The trigger is empty; give a made-up word that stands for the concept in prompts.")
-    if not lesson.pictures:
+    if not request.pictures:
         raise SeqLoRAError("There are no pictures; connect at least one image.")
-    for number, picture in enumerate(lesson.pictures, 1):
+    for number, picture in enumerate(request.pictures, 1):
         if picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape[:2]) < MIN_SIDE:
             raise SeqLoRAError(
                 f"Picture {number} has shape {tuple(picture.shape)}; pictures must be RGB, at least {MIN_SIDE} pixels a side."
@@ -64,14 +69,14 @@ def check_request(lesson: TrainingRequest) -> TrainingRequest:
             raise SeqLoRAError(f"Picture {number} holds values that are not numbers; replace it.")
         if float(picture.max() - picture.min()) < 1 / 255:
             raise SeqLoRAError(f"Picture {number} is one flat colour; replace it.")
-    lesson = TrainingRequest(name, trigger, lesson.class_word.strip(), lesson.pictures, tuple(lesson.captions))
-    prepare_captions(lesson)
-    return lesson
+    request = TrainingRequest(name, trigger, request.class_word.strip(), request.pictures, tuple(request.captions))
+    prepare_captions(request)
+    return request
 
 
-def data_hash(lesson: TrainingRequest) -> str:
+def data_hash(request: TrainingRequest) -> str:
     digest = hashlib.sha256()
-    for picture, caption in zip(lesson.pictures, prepare_captions(lesson)[0], strict=True):
+    for picture, caption in zip(request.pictures, prepare_captions(request)[0], strict=True):
         digest.update(f"{tuple(picture.shape)} {caption}\n".encode())
         digest.update((picture * 255).round().to(torch.uint8).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

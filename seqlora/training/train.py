@@ -13,8 +13,11 @@ from torch import nn
 from ..diffusion.batches import Examples
 from ..diffusion.model import Model
 from ..errors import SeqLoRAError
-from ..library.store import Base, Library, LibraryLock, Record, request_hash
+from ..library.lock import LibraryLock
+from ..library.manifest import Base, Record
+from ..library.store import Library, request_hash
 from ..library.thumbnails import encode
+from ..library.writer import MANIFEST, LibraryWriter
 from ..lora.targets import layer_shapes
 from ..lora.types import Concept
 from ..method import metrics
@@ -30,6 +33,7 @@ from .start import Surroundings
 from .trainer import ConceptTrainer
 
 logger = logging.getLogger("seqlora")
+GONE = "The library's folder was deleted while the concept was taught; the library was made anew and holds this concept only."
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class TrainResult:
 class Job:
     """One training, once it is clear that it must be done."""
 
-    library: Library
+    writer: LibraryWriter[Library]
     replaces: str | None  # the concept of which this is a new version
     request: TrainingRequest
     request_hash: str
@@ -60,6 +64,10 @@ class Job:
     model: Model
     layers: Mapping[str, nn.Module]
     checkpoint: Checkpoint
+
+    @property
+    def library(self) -> Library:
+        return self.writer.library
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -94,10 +102,11 @@ def train_steps(
     lock = LibraryLock(library.path)
     while not lock.acquire(timeout=0.5):
         yield Progress(Phase.WAITING, 0, 1)
-    with lock as library:
+    with library.writing(lock) as writer:
+        library = writer.library
         replaces = request.name if replace and request.name in library.names else None
         checkpoint = Checkpoint(library.path / FOLDER / f"{request_id}.safetensors", minutes=checkpoint_minutes)
-        job = Job(library, replaces, request, request_id, settings, model, layers, checkpoint)
+        job = Job(writer, replaces, request, request_id, settings, model, layers, checkpoint)
         checkpoint.binding = binding_of(job)
         for record in library.concepts:
             if record.name == request.name and record.request == request_id:
@@ -221,9 +230,13 @@ def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note:
 
 def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: dict[str, Any]) -> TrainResult:
     """Into the library, and away with what was only there until then."""
-    request = job.request
-    library = job.library.with_base(Base(dict(job.model.layout), job.shapes, job.model.fingerprint), prior)
-    library = library.add(
+    request, writer = job.request, job.writer
+    if not (writer.library.path / MANIFEST).exists():
+        report["note"] = " ".join(filter(None, (report.get("note"), GONE)))
+        logger.warning(GONE)
+        writer.start_over()
+    writer.bind(Base(dict(job.model.layout), job.shapes, job.model.fingerprint), prior)
+    library = writer.add(
         request.name,
         request.trigger,
         request.class_word,
@@ -232,7 +245,7 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: dict
         job.request_hash,
         report | {"losses": thinned(concept.losses)},
         encode(request.pictures[0]),
-        job.replaces,
+        job.replaces if job.replaces in writer.library.names else None,
     )
     with suppress(OSError):
         prior_file(library).unlink()

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from seqlora.io.safetensors_file import read_tensors, write_tensors
-from seqlora.library.store import Library, LibraryLock
+from seqlora.library.lock import LibraryLock
+from seqlora.library.store import Library
 from seqlora.library.thumbnails import KEY, decode
 from seqlora.library.verify import verify
 from seqlora.training.progress import run_to_end

@@ -11,7 +11,6 @@ import torch
 
 from seqlora.errors import SeqLoRAError
 from seqlora.io.names import checked_name
-from seqlora.library.composition import compose_library
 from seqlora.library.store import Library
 from seqlora.lora.compose import parse_selection
 from seqlora.settings import Settings
@@ -169,9 +168,9 @@ def test_a_concept_file_of_another_hash(library):
 
 def assert_only_the_cat_is_lost(library, sentence):
     with pytest.raises(SeqLoRAError, match=sentence) as found:
-        compose_library(library, parse_selection("*", library.names))
+        library.compose(parse_selection("*", library.names))
     assert str(library.path / "concepts" / "0001-cat.safetensors") in str(found.value)
-    assert compose_library(library, {"dog": 1.0})
+    assert library.compose({"dog": 1.0})
     assert refused(library, Request(), sentence) == 0  # nor is anything taught beside a file that cannot be trusted
 
 

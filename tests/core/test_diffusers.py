@@ -24,7 +24,6 @@ from seqlora.demo import micro  # noqa: E402
 from seqlora.demo.demo_model import DemoModel  # noqa: E402
 from seqlora.diffusion.sampling import euler  # noqa: E402
 from seqlora.errors import SeqLoRAError  # noqa: E402
-from seqlora.library.composition import compose_library  # noqa: E402
 from seqlora.library.store import Library  # noqa: E402
 from seqlora.lora.layouts import PREFIX  # noqa: E402
 from seqlora.lora.targets import choose_layers  # noqa: E402
@@ -211,7 +210,7 @@ def test_concepts_are_taught_and_drawn(model, library, kind):
     noise = noise_for(model, 2)
     with torch.inference_mode():
         bare = draw(model, noise, 2.0, 3)
-        with model.using(compose_library(library, {name: 1.0 for name in library.names})):
+        with model.using(library.compose({name: 1.0 for name in library.names})):
             changed = draw(model, noise, 2.0, 3)
         again = draw(model, noise, 2.0, 3)
     pictures = model.decode(changed)
@@ -261,7 +260,7 @@ def test_a_gpu_teaches_and_draws(folder, kind, tmp_path):
     library = run_to_end(train_steps(library, lesson(), SETTINGS.with_(steps=3), model)).library
     assert {p.device.type for p in model.pipe.text_encoder.parameters()} == {"cpu"}
     assert {p.device.type for p in model.network.parameters()} == {"cuda"} and model.network.is_gradient_checkpointing
-    with model.using(compose_library(library, {"dog 0": 1.0})):
+    with model.using(library.compose({"dog 0": 1.0})):
         assert model.decode(draw(model, noise_for(model), 2.0, 2)).isfinite().all()
 
 

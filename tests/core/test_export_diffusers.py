@@ -14,9 +14,10 @@ pytest.importorskip("peft")
 
 from seqlora.backends.load import load_pipeline  # noqa: E402
 from seqlora.backends.pipelines import PipelineModel  # noqa: E402
-from seqlora.library.composition import compose_library  # noqa: E402
 from seqlora.library.export import export_composed  # noqa: E402
-from seqlora.library.store import Base, Library  # noqa: E402
+from seqlora.library.manifest import Base  # noqa: E402
+from seqlora.library.store import Library  # noqa: E402
+from seqlora.library.writer import LibraryWriter
 from seqlora.lora.formats import from_native, to_kohya, to_native  # noqa: E402
 from seqlora.lora.layouts import PREFIX, TRANSFORMER, native_to_diffusers  # noqa: E402
 from seqlora.lora.targets import layer_shapes  # noqa: E402
@@ -68,9 +69,9 @@ def native_shapes(model: PipelineModel) -> dict[str, tuple[int, int]]:
 
 def library_of(path: Path, model: PipelineModel, shapes: dict[str, tuple[int, int]]) -> Library:
     library = Library.create(path, rank=3, capacity=1, targets="attention and mlp")
-    library = library.with_base(Base(dict(model.layout), {name: list(shape) for name, shape in shapes.items()}), None)
+    library = LibraryWriter(library).bind(Base(dict(model.layout), {name: list(shape) for name, shape in shapes.items()}), None)
     for seed, name in enumerate(SELECTION):
-        library = library.add(
+        library = LibraryWriter(library).add(
             name, f"zyx{seed}", "dog", TrainedConcept(random_concept(shapes, seed), Moments({}, {}, {}), []), {}
         )
     return library
@@ -87,7 +88,7 @@ def prediction(model: PipelineModel, composed: dict[str, LoRAPair] | None = None
 def error_of_the_change(model: PipelineModel, library: Library, file: Path) -> float:
     """How far the change that diffusers makes of the file is from the library's own, relative to it."""
     bare = prediction(model)
-    wanted = prediction(model, compose_library(library, SELECTION)) - bare
+    wanted = prediction(model, library.compose(SELECTION)) - bare
     # The denoiser calls the pipeline's own network, so it sees what PEFT puts into it.
     model.pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     try:
@@ -129,7 +130,7 @@ def test_a_library_from_comfyui_exported_for_diffusers_acts_as_it_does(model, tm
 @torch.no_grad()
 def test_a_library_from_comfyui_acts_on_the_rows_it_was_taught_on(model, tmp_path):
     library = library_of(tmp_path / "dogs", model, native_shapes(model))
-    composed, bare = compose_library(library, SELECTION), prediction(model)
+    composed, bare = library.compose(SELECTION), prediction(model)
     wanted = prediction(model, composed) - bare
     modules: dict[str, Any] = dict(model.network.named_modules())
     before = {name: value.clone() for name, value in model.network.state_dict().items()}

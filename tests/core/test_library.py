@@ -19,9 +19,10 @@ from seqlora.errors import SeqLoRAError
 from seqlora.io.atomic import write_bytes
 from seqlora.io.names import checked_name, slug
 from seqlora.io.safetensors_file import write_tensors
-from seqlora.library import store as module
-from seqlora.library.composition import compose_library
-from seqlora.library.store import MANIFEST, Library, LibraryLock
+from seqlora.library import lock, writer
+from seqlora.library.lock import LibraryLock
+from seqlora.library.store import Library
+from seqlora.library.writer import MANIFEST
 from seqlora.lora.compose import compose, parse_selection
 from seqlora.method.metrics import basis_error
 from seqlora.method.trained import TrainedConcept
@@ -188,7 +189,7 @@ def test_the_file_is_an_ordinary_lora(original):
 
 def test_composing_from_disk(original):
     selection = parse_selection("cat: 0.5\ndog", original.names)
-    found = compose_library(original, selection, strength=2.0)
+    found = original.compose(selection, strength=2.0)
     expected = compose([(original.load("cat"), 1.0), (original.load("dog"), 2.0)])
     assert all(torch.equal(a, b) for name in expected for a, b in zip(found[name], expected[name], strict=True))
 
@@ -253,7 +254,7 @@ def test_a_failure_before_the_manifest_leaves_the_old_library(library, model, mo
         write_bytes(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_bytes", failing)
+        patch.setattr(writer, "write_bytes", failing)
         patch.setattr("seqlora.io.safetensors_file.write_bytes", failing)
         with pytest.raises(SeqLoRAError, match="disk full"):
             run_to_end(train_steps(library, small_request("bird", 2), QUICK, model))
@@ -275,7 +276,7 @@ def test_a_cancelled_training_leaves_only_its_checkpoint(library, model):
     after = contents(library.path)
     assert before.items() <= after.items() and {name.split("/")[0] for name in after.keys() - before.keys()} <= {"checkpoints"}
     with library.writing() as free:
-        assert free == library
+        assert free.library == library
 
 
 def test_moments_that_a_crash_left_are_measured_anew(tmp_path, original, model):
@@ -312,7 +313,7 @@ def test_a_second_training_waits_for_its_turn(library, model):
     steps = train_steps(library, small_request("bird", 2), QUICK, model)
     turn = LibraryLock(library.path)
     assert turn.acquire(timeout=1)
-    with turn as current:
+    with library.writing(turn) as current:
         assert {next(steps).phase for _ in range(3)} == {"waiting"}
         steps.close()
         assert contents(library.path) == before
@@ -324,20 +325,20 @@ def test_a_second_training_waits_for_its_turn(library, model):
 
 
 def test_short_work_says_who_keeps_it_waiting(library, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
     with library.writing():
         with pytest.raises(SeqLoRAError, match="^A training is writing to library 'pets'; wait until it ends or cancel it"):
             with library.writing():
                 pass
     with library.writing() as free:
-        assert free == library
+        assert free.library == library
 
 
 def test_the_turn_of_a_killed_process_is_free(library):
-    hold = "import sys; from pathlib import Path; from seqlora.library.store import LibraryLock"
+    hold = "import sys; from pathlib import Path; from seqlora.library.lock import LibraryLock"
     hold += "; turn = LibraryLock(Path(sys.argv[1]))"
     command = [sys.executable, "-c", f"{hold}; print(turn.acquire(timeout=1), flush=True); input()", str(library.path)]
-    root = str(Path(module.__file__).parents[2])
+    root = str(Path(writer.__file__).parents[2])
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": root}, **pipes) as other:
         try:
@@ -347,8 +348,8 @@ def test_the_turn_of_a_killed_process_is_free(library):
         finally:
             other.kill()
     assert turn.acquire(timeout=5)
-    with turn as free:
-        assert free == library
+    with library.writing(turn) as free:
+        assert free.library == library
 
 
 def link_lock_elsewhere(path):
@@ -370,7 +371,7 @@ def test_a_writer_sees_what_others_wrote(library, original):
     with library.writing() as current:
         current.add("bird", "x", "", held_by(original), {})
     with handle.writing() as current:
-        assert handle.names == ["cat", "dog"] and current.names == ["cat", "dog", "bird"]
+        assert handle.names == ["cat", "dog"] and current.library.names == ["cat", "dog", "bird"]
 
 
 def held_by(library):

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from seqlora.cli.main import main
 from seqlora.cli.train import read_pictures
 from seqlora.errors import SeqLoRAError
-from seqlora.library import store as module
-from seqlora.library.composition import compose_library
+from seqlora.library import lock, writer
 from seqlora.library.copy import copy
 from seqlora.library.repair import repair
-from seqlora.library.store import MANIFEST, Library
+from seqlora.library.store import Library
 from seqlora.library.verify import verify
+from seqlora.library.writer import MANIFEST, LibraryWriter
 from seqlora.method.metrics import basis_error
 from seqlora.method.trained import TrainedConcept
 from seqlora.training.progress import run_to_end
@@ -84,7 +84,7 @@ def test_what_was_taught_is_fine(original):
 
 def test_removing_is_exact(library):
     before = contents(library.path)
-    left = library.remove("dog")
+    left = LibraryWriter(library).remove("dog")
     gone = {"concepts/0002-dog.safetensors", "moments/0002.safetensors"}
     after = contents(library.path)
     assert Library.open(library.path) == left and left.names == ["cat", "fox"]
@@ -99,8 +99,8 @@ def test_files_are_deleted_only_after_the_manifest_is_written(library, monkeypat
     def full(path, data):
         raise SeqLoRAError("disk full")
 
-    monkeypatch.setattr(module, "write_bytes", full)
-    for change in (lambda: library.remove("dog"), lambda: library.rename("dog", "hound")):
+    monkeypatch.setattr(writer, "write_bytes", full)
+    for change in (lambda: LibraryWriter(library).remove("dog"), lambda: LibraryWriter(library).rename("dog", "hound")):
         with pytest.raises(SeqLoRAError, match="disk full"):
             change()
         left = contents(library.path)
@@ -111,14 +111,14 @@ def test_files_are_deleted_only_after_the_manifest_is_written(library, monkeypat
 def test_a_damaged_concept_can_be_removed(library):
     (library.path / library.find("dog").file).unlink()
     (library.path / "moments" / "0002.safetensors").write_bytes(b"?")
-    assert library.remove("dog").names == ["cat", "fox"] and verify(library.path) == []
+    assert LibraryWriter(library).remove("dog").names == ["cat", "fox"] and verify(library.path) == []
 
 
 @pytest.mark.parametrize("file", ["../secret", "{secret}", "concepts/../../secret", "moments/base.safetensors", "library.json"])
 def test_a_tampered_record_deletes_nothing_else(library, tmp_path, file):
     secret = tmp_path / "secret"
     secret.write_bytes(b"mine")
-    left = relist(library, "dog", file=file.format(secret=secret)).remove("dog")
+    left = LibraryWriter(relist(library, "dog", file=file.format(secret=secret))).remove("dog")
     assert left.names == ["cat", "fox"] and secret.exists() and left.prior()
 
 
@@ -126,30 +126,30 @@ def test_removing_does_not_follow_a_link_out(library, tmp_path):
     shutil.move(library.path / "moments", tmp_path / "moments")
     (library.path / "moments").symlink_to(tmp_path / "moments")
     before = contents(tmp_path / "moments")
-    assert library.remove("dog").names == ["cat", "fox"]
+    assert LibraryWriter(library).remove("dog").names == ["cat", "fox"]
     assert contents(tmp_path / "moments") == before
 
 
 @pytest.mark.parametrize("new", ["hound", "Dog", "dog 2", "\u732b"])
 def test_renaming_changes_only_the_name(library, new):
     tensors, request = tensors_of(library, "dog"), library.find("dog").request
-    renamed = library.rename("dog", f" {new} ")
+    renamed = LibraryWriter(library).rename("dog", f" {new} ")
     assert Library.open(library.path) == renamed and renamed.names == ["cat", new, "fox"]
     assert same(tensors_of(renamed, new), tensors)
     assert renamed.find(new).request == request and not (library.path / "concepts" / "0002-dog.safetensors").exists()
     assert verify(library.path) == []
-    assert renamed.rename(new, "dog").names == NAMES and verify(library.path) == []
+    assert LibraryWriter(renamed).rename(new, "dog").names == NAMES and verify(library.path) == []
 
 
 def test_a_rename_composes_accents(library):
-    assert library.rename("dog", "cafe\u0301").names[1] == "caf\u00e9"
+    assert LibraryWriter(library).rename("dog", "cafe\u0301").names[1] == "caf\u00e9"
 
 
 @pytest.mark.parametrize("new", ["cat", "CAT", "\uff43at", "", "../x", "a/b", "con", ".x", "x" * 65])
 def test_a_name_that_is_taken_or_unsafe_is_refused(library, new):
     before = contents(library.path)
     with pytest.raises(SeqLoRAError, match="already; choose another name|^The concept name"):
-        library.rename("dog", new)
+        LibraryWriter(library).rename("dog", new)
     assert contents(library.path) == before
 
 
@@ -157,7 +157,7 @@ def test_a_new_version_replaces_the_old_when_it_is_complete(library, model):
     trained = taught_beside(library, model, "cat", 9)
     with library.writing() as current:
         replaced = current.add(
-            "cat", "zyx", "thing", trained, {"orthogonality": "exact"}, thumbnail=current.thumbnail("cat"), replaces="cat"
+            "cat", "zyx", "thing", trained, {"orthogonality": "exact"}, thumbnail=library.thumbnail("cat"), replaces="cat"
         )
     assert replaced.names == ["dog", "fox", "cat"] and replaced.find("cat").id == 4
     assert Library.open(library.path) == replaced and not (library.path / "concepts" / "0001-cat.safetensors").exists()
@@ -207,9 +207,9 @@ def test_a_replacement_that_fails_keeps_the_old(library, monkeypatch):
         raise SeqLoRAError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_bytes", full)
+        patch.setattr(writer, "write_bytes", full)
         with pytest.raises(SeqLoRAError, match="disk full"):
-            library.add("cat", "zyx", "", trained, {}, replaces="cat")
+            LibraryWriter(library).add("cat", "zyx", "", trained, {}, replaces="cat")
     assert Library.open(library.path) == library and library.load("cat")
     repaired, done = repair(library.path)
     assert repaired == library and verify(library.path) == [] and any("another version of 'cat'" in line for line in done)
@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_not_filed(library):
     pairs = library.load("cat")
     pairs.popitem()
     with pytest.raises(SeqLoRAError, match="'bird' has other layers or ranks than library 'pets'; it was not filed"):
-        library.add("bird", "x", "", TrainedConcept(pairs, library.moments("cat"), []), {})
+        LibraryWriter(library).add("bird", "x", "", TrainedConcept(pairs, library.moments("cat"), []), {})
 
 
 def test_composing_opens_only_the_selected_files(library):
@@ -227,7 +227,7 @@ def test_composing_opens_only_the_selected_files(library):
         if record.name != "dog":
             (library.path / record.file).unlink()
     shutil.rmtree(library.path / "moments")
-    assert compose_library(Library.open(library.path), {"dog": 1.0})
+    assert Library.open(library.path).compose({"dog": 1.0})
 
 
 # -- verify
@@ -300,7 +300,7 @@ def test_links_that_lead_out_are_found(library, tmp_path):
     for relative in (CONCEPT, MOMENTS):
         assert f"names a file outside its folder ({relative})" in found
     with pytest.raises(SeqLoRAError, match="outside its folder"):
-        library.add("bird", "x", "", TrainedConcept(tensors_free(library), None, []), {})
+        LibraryWriter(library).add("bird", "x", "", TrainedConcept(tensors_free(library), None, []), {})
 
 
 def tensors_free(library):
@@ -318,7 +318,7 @@ def test_a_library_that_is_a_link_is_its_users_choice(library, tmp_path):
     (tmp_path / "linked").symlink_to(library.path)
     opened = Library.open(tmp_path / "linked")
     assert opened.load("cat") and verify(tmp_path / "linked") == []
-    assert opened.remove("cat").names == ["dog", "fox"]
+    assert LibraryWriter(opened).remove("cat").names == ["dog", "fox"]
 
 
 # -- repair
@@ -326,7 +326,7 @@ def test_a_library_that_is_a_link_is_its_users_choice(library, tmp_path):
 
 @pytest.mark.parametrize("spoil", [truncated, lambda path: path.unlink(), lambda path: path.write_text("[]")])
 def test_a_lost_manifest_is_rebuilt_exactly(library, spoil):
-    library = library.rename("dog", "hound")
+    library = LibraryWriter(library).rename("dog", "hound")
     before = contents(library.path)
     spoil(library.path / MANIFEST)
     repaired, _ = repair(library.path)
@@ -365,7 +365,9 @@ def test_a_concept_that_was_not_listed_yet_is_taken_in(library, model):
 
 def test_of_two_versions_the_listed_one_stays(library, model):
     old = contents(library.path)
-    new = library.add("cat", "zyx", "", taught_beside(library, model, "cat", 9), {"orthogonality": "exact"}, replaces="cat")
+    new = LibraryWriter(library).add(
+        "cat", "zyx", "", taught_beside(library, model, "cat", 9), {"orthogonality": "exact"}, replaces="cat"
+    )
     for name in ("concepts/0001-cat.safetensors", "moments/0001.safetensors"):  # as if the process had died before deleting
         (library.path / name).write_bytes(old[name])
     repaired, done = repair(library.path)
@@ -502,7 +504,7 @@ def test_pictures_and_captions_that_are_damaged(tmp_path, file, data, sentence):
 
 
 def test_short_work_does_not_wait_for_a_training(library, capsys, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     with library.writing():
         for command in (["remove", library.path, "cat"], ["rename", library.path, "cat", "cow"], ["repair", library.path]):
             code, text = run(capsys, *command)
@@ -536,8 +538,8 @@ def test_a_folder_that_is_read_only(library, tmp_path):
     before = contents(library.path)
     sentence = "is read-only, change its permissions or use another one."
     for action in (
-        lambda: library.remove("cat"),
-        lambda: library.rename("cat", "cow"),
+        lambda: LibraryWriter(library).remove("cat"),
+        lambda: LibraryWriter(library).rename("cat", "cow"),
         lambda: Library.create(tmp_path / "new", 4, 4, "attention"),
         lambda: Library.open(library.path).writing().__enter__(),
         lambda: copy(library, ["cat"], tmp_path / "new"),

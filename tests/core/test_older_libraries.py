@@ -57,9 +57,9 @@ def test_an_unfinished_training_ends_as_it_would_have(library: Library):
 
 
 def test_it_can_be_cared_for(library: Library):
-    with library.writing() as opened:
-        opened = opened.rename("cat", "lion")
-        opened.remove("dog")
+    with library.writing() as writer:
+        writer.rename("cat", "lion")
+        writer.remove("dog")
     assert Library.open(library.path).names == ["lion"] and verify(library.path) == []
 
 

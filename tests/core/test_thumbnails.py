@@ -14,8 +14,9 @@ from PIL import Image
 from seqlora.io.safetensors_file import read_header, read_tensors, write_tensors
 from seqlora.library.copy import copy
 from seqlora.library.repair import repair
-from seqlora.library.store import MANIFEST, Library
+from seqlora.library.store import Library
 from seqlora.library.thumbnails import KEY, MAX_BYTES, SIDE, decode, encode
+from seqlora.library.writer import MANIFEST, LibraryWriter
 from seqlora.training.progress import run_to_end
 from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallModel, relist, small_library, small_pictures, small_request
@@ -105,7 +106,7 @@ def with_thumbnail(library: Library, text: str | None) -> Library:
 def test_a_file_without_one_is_as_good_as_any(library):
     old = with_thumbnail(library, None)
     assert old.thumbnail("dog") == "" and old.load("dog").keys() == library.load("cat").keys()
-    renamed = old.rename("dog", "hound")
+    renamed = LibraryWriter(old).rename("dog", "hound")
     assert KEY not in read_header(renamed.path / renamed.find("hound").file).metadata
 
 
@@ -117,12 +118,12 @@ def test_jpeg_of_another_hand_is_shown(library):
 def test_it_is_the_first_picture_and_stays_with_the_concept(library, tmp_path):
     picture = library.thumbnail("dog")
     assert picture == encode(small_pictures(1)[0]) != library.thumbnail("cat")
-    renamed = library.rename("dog", "hound")
+    renamed = LibraryWriter(library).rename("dog", "hound")
     assert renamed.thumbnail("hound") == picture
     assert copy(renamed, ["hound"], tmp_path / "part").thumbnail("hound") == picture
     (renamed.path / MANIFEST).unlink()
     assert repair(renamed.path)[0].thumbnail("hound") == picture
-    left = Library.open(renamed.path).remove("hound")
+    left = LibraryWriter(Library.open(renamed.path)).remove("hound")
     assert picture not in "".join(path.read_text(errors="ignore") for path in left.path.rglob("*") if path.is_file())
 
 

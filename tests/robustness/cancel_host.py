@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from seqlora.library.store import LOCK, MANIFEST, Library
+from seqlora.library.lock import LOCK
+from seqlora.library.store import Library
+from seqlora.library.writer import MANIFEST
 from seqlora.training.checkpoint import FOLDER
 from tests.support.hosts import NO_HOST, HostServer, find_host
 from tests.support.prompts import cancel_at, draw, teaching

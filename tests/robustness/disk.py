@@ -29,10 +29,11 @@ ROOM = 256 << 10  # bytes of a small file system beside what the library takes
 
 def file_concept(path: Path, replaces: str | None) -> str:
     """The commit alone, of a concept as large as the others. Says how it ended."""
-    with Library.open(path).writing() as library:
+    with Library.open(path).writing() as writer:
+        library = writer.library
         trained = TrainedConcept(library.load("dog"), library.moments("dog"), [])
         try:
-            library.add(replaces or "bird", "zyx", "thing", trained, {}, thumbnail=library.thumbnail("dog"), replaces=replaces)
+            writer.add(replaces or "bird", "zyx", "thing", trained, {}, thumbnail=library.thumbnail("dog"), replaces=replaces)
         except SeqLoRAError as error:
             return str(error)
     return "filed"

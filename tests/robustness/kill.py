@@ -40,13 +40,13 @@ def teach_anew(path: Path, say: Say) -> None:
 
 
 def remove(path: Path, say: Say) -> None:
-    with Library.open(path).writing() as library:
-        library.remove("dog")
+    with Library.open(path).writing() as writer:
+        writer.remove("dog")
 
 
 def rename(path: Path, say: Say) -> None:
-    with Library.open(path).writing() as library:
-        library.rename("dog", "hound")
+    with Library.open(path).writing() as writer:
+        writer.rename("dog", "hound")
 
 
 # What runs, after which word of the child the clock starts (0: at once), and what the library may hold afterwards.

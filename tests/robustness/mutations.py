@@ -22,8 +22,10 @@ import torch
 
 from seqlora.errors import SeqLoRAError
 from seqlora.library.repair import repair
-from seqlora.library.store import MANIFEST, PRIOR, Library
+from seqlora.library.store import Library
 from seqlora.library.verify import verify
+from seqlora.library.view import PRIOR
+from seqlora.library.writer import MANIFEST
 from seqlora.training import checkpoint
 from seqlora.training.train import train_steps
 from tests.robustness.common import check, in_child, taught_library, workplace
@@ -173,14 +175,14 @@ def targets(path: Path, binding: str) -> dict[str, Target]:
         found.prior()
 
     def concept(file: Path) -> None:
-        sound(replace(library, concepts=(replace(cat, sha256=digest(file)), dog)).load("cat"))
+        sound(library.having(concepts=(replace(cat, sha256=digest(file)), dog)).load("cat"))
 
     def moments(file: Path) -> None:
-        total = replace(library, concepts=(replace(cat, moments_sha256=digest(file)), dog)).moments_sum()
+        total = library.having(concepts=(replace(cat, moments_sha256=digest(file)), dog)).moments_sum()
         check(all(m.sketch.isfinite().all() for m in total.by_input.values()), "moments were let through")
 
     def prior(file: Path) -> None:
-        replace(library, prior_sha256=digest(file)).prior()
+        library.having(prior_sha256=digest(file)).prior()
 
     file = next((path / checkpoint.FOLDER).glob("*.safetensors"))
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 
-from seqlora.library.composition import compose_library
 from seqlora.library.store import Library
 from seqlora.training.progress import run_to_end
 from seqlora.training.train import train_steps
@@ -40,7 +39,7 @@ def run(count: int, seed: int) -> str:
             start = time.perf_counter()
             library = Library.open(path)
             seconds.append(time.perf_counter() - start)
-        composed = compose_library(library, wanted)
+        composed = library.compose(wanted)
         check(all(pair.up.shape[1] == len(wanted) for pair in composed.values()), "composing lost a concept")
         median = 1000 * statistics.median(seconds)
         check(median <= MOST, f"opening took {median:.0f} ms")

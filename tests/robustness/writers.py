@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from seqlora.library.store import Library, LibraryLock
+from seqlora.library.lock import LibraryLock
+from seqlora.library.store import Library
 from seqlora.library.verify import verify
 from seqlora.method.metrics import basis_error
 from seqlora.training.progress import run_to_end
@@ -44,8 +45,7 @@ def look(path: Path, count: int) -> dict[str, Any]:
     check(verify(path) == [], f"not clean: {verify(path)}")
     turn = LibraryLock(path)
     check(turn.acquire(timeout=1), "somebody still holds the lock")
-    with turn:
-        pass
+    turn.release()
     with torch.no_grad():
         across, within = basis_error([library.load(name) for name in library.names])
     return {"across": across, "within": within}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from seqlora.diffusion.batches import Examples
 from seqlora.diffusion.denoiser import expand, flow_noise, flow_weight, stratified
 from seqlora.io.safetensors_file import write_tensors
-from seqlora.library.store import MANIFEST, Library
+from seqlora.library.store import Library
+from seqlora.library.writer import MANIFEST
 from seqlora.lora.targets import choose_layers, layer_shapes
 from seqlora.settings import Settings
 from seqlora.training.progress import run_to_end
