@@ -144,6 +144,8 @@ def the_rest(browser: Any, server: HostServer, out: Path) -> None:
     page.evaluate(CONNECT, [LIBRARY, nodes["LoadLibrary"], [[nodes[name], size] for name, (_, size) in OTHERS.items()]])
     page.wait_for_timeout(1000)  # until the nodes have their sizes
     page.evaluate(WRITE, [nodes["ConceptPrompt"], PROMPT])
+    editor.add("SeqLoRA_TrainingOptions", (500 * len(nodes), 0))
+    shoot_nodes(page, help_picture(out, "TrainingOptions"), ("SeqLoRA Training Options",))
     for name in ("RemoveConcept", "ConceptPrompt"):  # these must not run
         shoot_nodes(page, help_picture(out, name), (OTHERS[name][0],))
         page.evaluate("(id) => window.app.graph.remove(window.app.graph.getNodeById(id))", nodes[name])

@@ -2,6 +2,7 @@
 
 tests/support/object_info.json   for the browser tests that run without a ComfyUI
 locales/en/nodeDefs.json         the words of the nodes; tells which of them locales/zh/nodeDefs.json lacks
+web/docs/                        the tables of settings, in every language
 
 .venv/bin/python -m tools.update_locales
 """
@@ -13,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.hosts import HostServer
+from tools.help_tables import renewed
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = ROOT / "tests" / "support" / "object_info.json"
 LOCALES = ROOT / "locales"
+DOCS = ROOT / "web" / "docs"
 
 
 def snapshot_of(object_info: dict[str, Any]) -> dict[str, Any]:
     """The pack's own nodes, without what depends on the machine."""
     nodes = {name: info for name, info in object_info.items() if name.startswith("SeqLoRA_")}
-    nodes["SeqLoRA_TrainConcept"]["input"]["optional"]["gradient_checkpointing"][1]["default"] = False
     nodes["SeqLoRA_LoadLibrary"]["input"]["required"]["name"][1]["options"] = []
     return nodes
 
@@ -58,6 +60,11 @@ def main() -> None:
     file = LOCALES / "en" / "nodeDefs.json"
     file.write_text(json.dumps(words, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     chinese = json.loads((LOCALES / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    for node in words:
+        for page, said in ((DOCS / f"{node}.md", words), (DOCS / node / "zh.md", chinese)):
+            if page.is_file() and node in said:
+                text, language = page.read_text(encoding="utf-8"), "en" if said is words else "zh"
+                page.write_text(renewed(text, said[node], language), encoding="utf-8")
     for key in sorted(keys_of(words) ^ keys_of(chinese)):
         print(f"locales/zh/nodeDefs.json {'lacks' if key in keys_of(words) else 'has too much:'} {key}")
 

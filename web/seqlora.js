@@ -3,10 +3,11 @@ import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
 import { library } from './library/tab.mjs'
 import { panel } from './training/controller.mjs'
+import { olderWorkflows } from './training/older_workflows.mjs'
 import { picker } from './picker/picker.mjs'
 import { loadWords, t } from './shared/i18n.mjs'
 
-const parts = [panel, library, picker].map((part) => part({ app, api, t }))
+const parts = [panel, library, picker, olderWorkflows].map((part) => part({ app, api, t }))
 const each = (hook) => (...given) => { for (const part of parts) part[hook]?.(...given) }
 
 const style = document.createElement('link')
@@ -20,6 +21,7 @@ app.registerExtension({
     await loadWords(app, api) // before any node is made
     for (const part of parts) await part.setup?.()
   },
+  beforeConfigureGraph: each('beforeConfigureGraph'),
   nodeCreated: each('nodeCreated'),
   loadedGraphNode: each('loadedGraphNode'),
   afterConfigureGraph: each('afterConfigureGraph')

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from ...seqlora.demo.pictures import generic_captions
 from ...seqlora.errors import SeqLoRAError
+from ...seqlora.families import family_of
 from ...seqlora.lora.layouts import layout_from_native
-from ...seqlora.lora.targets import choose_layers
+from ...seqlora.lora.targets import choose_layers, layer_shapes
 from ...seqlora.training.captions import GENERIC_CAPTIONS
 from .demo_model import DemoConfig
 from .denoiser import Caption, HostDenoiser
@@ -72,7 +73,9 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
             if isinstance(error, SeqLoRAError):  # the core has said so already, and what stays
                 told = str(error)
             if not gradient_checkpointing:
-                told = f"{told.rstrip('.')}; turn on gradient_checkpointing, which needs much less."
+                told = (
+                    f"{told.rstrip('.')}; set gradient_checkpointing to on in SeqLoRA Training Options, which needs much less."
+                )
             raise SeqLoRAError(told) from error
 
 
@@ -117,6 +120,7 @@ class HostModel:
         self.layout = layout_from_native(key for key in base.state_dict() if key.startswith("diffusion_model."))
         self.fingerprint = fingerprint(original)
         demo = isinstance(base.model_config, DemoConfig)
+        self.family = "demo" if demo else family_of(self.layout, layer_shapes(self.layers("attention")))
         self.generic_captions: Sequence[str] = generic_captions() if demo else GENERIC_CAPTIONS
         # Models with distilled guidance are taught as they are without it.
         self._extra = {"guidance": 1.0} if base.model_config.unet_config.get("guidance_embed") else {}

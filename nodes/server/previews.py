@@ -19,13 +19,15 @@ from ...seqlora.training.progress import Progress
 from ...seqlora.training.request import TrainingRequest
 from .. import host
 
-EVERY = 250
 SEED = 0
 QUALITY = 85
 
 
 class Previews:
-    """The previews of one training, every so many steps (0: none) and at its end. `id` keeps its files apart from others'."""
+    """The previews of one training, every so many steps (0: none, -1: a quarter of it) and at its end.
+
+    `id` keeps its files apart from others'.
+    """
 
     def __init__(self, id: str, model: host.HostModel, path: Path, lesson: TrainingRequest, every: int, prompt: str):
         self.id, self.model, self.path, self.every = id, model, path, every
@@ -35,7 +37,8 @@ class Previews:
     def due(self, progress: Progress, last: bool) -> bool:
         if not self.every or progress.snapshot is None or progress.step == self._drawn:
             return False
-        return last or progress.step == progress.steps or progress.step // self.every > self._drawn // self.every
+        every = self.every if self.every > 0 else max(1, progress.steps // 4)
+        return last or progress.step == progress.steps or progress.step // every > self._drawn // every
 
     def draw(self, progress: Progress) -> dict[str, Any]:
         """Draws what the training looks like now: {"step", "seconds", "pictures"}, see watching.py. Raises SeqLoRAError where

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from ..errors import SeqLoRAError
+from ..families import family_of
 from ..lora.attach import Stack, attached
 from ..lora.layouts import PREFIX, TRANSFORMER, diffusers_unet_names, native_to_diffusers
-from ..lora.targets import choose_layers
+from ..lora.targets import choose_layers, layer_shapes
 from ..lora.types import LoRAPair
 from ..training.captions import GENERIC_CAPTIONS
 
@@ -29,6 +30,10 @@ class HeadlessModel:
     def __init__(self, network: nn.Module, denoiser: Any, layout: Mapping[str, Any]):
         self.network, self.denoiser, self.layout = network, denoiser, layout
         self.fingerprint = fingerprint(network)
+
+    @property
+    def family(self) -> str:
+        return family_of(self.layout, layer_shapes(self.layers("attention")))
 
     def layers(self, targets: str) -> dict[str, nn.Module]:
         """By their names in a library: native for a UNet, `transformer.<module path>` for a transformer (see keys.py)."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
+
+from ..settings import Option
 
 
 class Command(Protocol):
@@ -57,6 +59,23 @@ def real(least: float, most: float = math.inf) -> Callable[[str], float]:
         return value
 
     return number
+
+
+def with_options(sub: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """A flag for each: `--batch-size` for batch_size."""
+    for option in options:
+        flag, about = f"--{option.name.replace('_', '-')}", option.help.replace("%", "%%")
+        if isinstance(option.default, bool):
+            sub.add_argument(flag, action="store_true", help=about)
+            continue
+        about = f"{about} Default: {option.default}."
+        if option.choices:
+            sub.add_argument(flag, choices=option.choices, default=option.default, help=about)
+            continue
+        within: Callable[[str], Any] = whole(int(option.least), int(option.most))
+        if isinstance(option.default, float):
+            within = real(option.least, option.most)
+        sub.add_argument(flag, type=within, default=option.default, metavar="N", help=about)
 
 
 def with_library(sub: argparse.ArgumentParser) -> None:

@@ -16,19 +16,21 @@ from PIL import Image, ImageOps
 from ..errors import SeqLoRAError
 from ..library.store import Library
 from ..lora.targets import TARGETS
-from ..settings import METHODS, Settings, method_settings
-from ..training.checkpoint import MINUTES
+from ..settings import OPTIONS, settings_of
 from ..training.progress import Phase, Progress, run_to_end
 from ..training.request import TrainingRequest, check_request
 from ..training.train import describe_result, train_steps
-from .arguments import Command, folder, real, whole
+from .arguments import Command, folder, whole, with_options
 from .sample import load_model
 
+# Previews are the editor's, and a pipeline decides itself when it computes parts twice.
+FLAGS = [
+    option for name, option in OPTIONS.items() if name not in ("preview_every", "preview_prompt", "gradient_checkpointing")
+]
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def add_commands(command: Command) -> None:
-    defaults = Settings()
     sub = command("train", train, "teach a concept from a folder of pictures")
     sub.add_argument("images", type=Path, help="folder of pictures, each with a .txt caption beside it or none")
     sub.add_argument("--library", type=folder, required=True, help="the library's folder; made if it does not exist")
@@ -39,15 +41,8 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--rank", type=whole(1, 1024), default=16)
     sub.add_argument("--capacity", type=whole(1, 100_000), default=32, help="how many concepts the library is planned for")
     sub.add_argument("--targets", default="attention and mlp", choices=list(TARGETS))
-    sub.add_argument("--method", default="seqlora", choices=list(METHODS))
     sub.add_argument("--size", type=whole(16, 16384), help="shorter side of the pictures; the model's own if not given")
-    sub.add_argument("--steps", type=whole(1), default=defaults.steps)
-    sub.add_argument("--batch-size", type=whole(1), default=defaults.batch_size)
-    sub.add_argument("--learning-rate", type=real(0), default=defaults.learning_rate)
-    sub.add_argument("--basis-learning-rate", type=real(0), default=defaults.basis_learning_rate)
-    sub.add_argument("--seed", type=whole(0), default=0)
-    sub.add_argument("--replace", action="store_true", help="teach a concept anew; the old one stays until this is done")
-    sub.add_argument("--checkpoint-minutes", type=real(0), default=MINUTES, help="between savings of the unfinished training")
+    with_options(sub, FLAGS)
 
 
 def read_pictures(folder: Path, side: int) -> tuple[list[torch.Tensor], list[str]]:
@@ -87,15 +82,14 @@ def show_progress(progress: Progress) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
+    settings, run = settings_of({option.name: getattr(args, option.name) for option in FLAGS})
     model = load_model(args.model)
     side = args.size or model.picture_side  # type: ignore[attr-defined]
     pictures, captions = read_pictures(args.images, side)
-    chosen = {k: getattr(args, k) for k in ("steps", "batch_size", "learning_rate", "basis_learning_rate", "seed")}
-    settings = method_settings(args.method, Settings(**chosen))
     lesson = TrainingRequest(args.name or args.images.name, args.trigger, args.class_word, pictures, captions)
     lesson = check_request(lesson)  # before there is a library for it
     library = Library.create(args.library, args.rank, args.capacity, args.targets)
-    steps = train_steps(library, lesson, settings, model, args.checkpoint_minutes, args.replace)
+    steps = train_steps(library, lesson, settings, model, run.checkpoint_minutes, run.replace)
     with ControlC() as pressed:
         taught = run_to_end(steps, pressed.tell)
     print(json.dumps(describe_result(taught), indent=1))

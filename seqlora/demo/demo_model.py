@@ -32,6 +32,10 @@ class DemoModel(HeadlessModel):
 
         super().__init__(unet, FlowDenoiser(predict, torch.device("cpu")), layout_of(unet.config))  # type: ignore[arg-type]
 
+    @property
+    def family(self) -> str:
+        return "demo"
+
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         from .micro import PATCH
 

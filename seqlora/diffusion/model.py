@@ -18,6 +18,11 @@ class Model(Protocol):
     fingerprint: str
     generic_captions: Sequence[str]  # that stand for everything else the model can draw
 
+    @property
+    def family(self) -> str:
+        """A key of `families.FAMILIES`: what suits it where nobody chose."""
+        ...
+
     def layers(self, targets: str) -> dict[str, nn.Module]: ...
 
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:

@@ -21,12 +21,13 @@ from torch import Tensor
 from ..errors import SeqLoRAError
 from ..library.moments_file import header_of, moments_from, tensors_of
 from ..method.moments import Moments
+from ..settings import OPTIONS
 from .bound_file import ANEW, read_bound, write_bound
 
 logger = logging.getLogger("seqlora")
 
 FOLDER = "checkpoints"  # inside the library's; there only while something is unfinished
-MINUTES = 2.0
+MINUTES = OPTIONS["checkpoint_minutes"].default
 
 
 @dataclass(frozen=True)

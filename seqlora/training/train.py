@@ -61,6 +61,7 @@ class Job:
     request: TrainingRequest
     request_hash: str
     settings: Settings
+    automatic: Sequence[str]  # names of settings that were left to the model
     model: Model
     layers: Mapping[str, nn.Module]
     checkpoint: Checkpoint
@@ -95,6 +96,7 @@ def train_steps(
     anew, beside all the others, and stays until the new version is filed. Raises SeqLoRAError with nothing else written.
     """
     request = check_request(request)
+    automatic, settings = settings.automatic, settings.resolved(model.family)
     layers = model.layers(library.targets)
     library.check_base({name: list(shape) for name, shape in layer_shapes(layers).items()})
     asked = (data_hash(request), request.trigger, request.class_word, legacy_names(settings))
@@ -106,7 +108,7 @@ def train_steps(
         library = writer.library
         replaces = request.name if replace and request.name in library.names else None
         checkpoint = Checkpoint(library.path / FOLDER / f"{request_id}.safetensors", minutes=checkpoint_minutes)
-        job = Job(writer, replaces, request, request_id, settings, model, layers, checkpoint)
+        job = Job(writer, replaces, request, request_id, settings, automatic, model, layers, checkpoint)
         checkpoint.binding = binding_of(job)
         for record in library.concepts:
             if record.name == request.name and record.request == request_id:
@@ -130,7 +132,7 @@ def train(
     Args:
         library: where the concept goes; other trainings into it are waited for.
         request: name, trigger, class word, pictures (h, w, 3) in 0..1, and captions or none.
-        settings: how it is taught.
+        settings: how it is taught; what they leave to the model is as suits its family.
         model: what it is taught to, see `load_model`.
         on_progress: is told of every step, and may answer "keep", which ends the training with what was learned.
         replace: teach a concept of that name anew; the old version stays until the new one is filed.
@@ -219,6 +221,8 @@ def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note:
         "full_layers": len(concept.full_layers),
         "precision": str(job.model.denoiser.dtype).removeprefix("torch."),
     }
+    if job.automatic:
+        report |= {"model_family": job.model.family, "chosen_automatically": list(job.automatic)}
     if concept.steps < job.settings.steps:
         report["ended_early_at"] = concept.steps
     if note:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..diffusion.batches import Batch, Batches, Examples, denoising_loss
 from ..diffusion.denoiser import Denoiser
 from ..errors import SeqLoRAError
+from ..families import OTHER
 from ..lora.attach import ActiveConcepts, attached
 from ..lora.targets import layer_shapes
 from ..lora.types import Concept
@@ -67,6 +68,7 @@ class ConceptTrainer:
         beside: Surroundings,
     ):
         check_latents(examples.latents)
+        settings = settings.resolved(OTHER)
         self.denoiser, self.layers, self.settings, self.ranks, self.beside = denoiser, layers, settings, ranks, beside
         self.shapes = layer_shapes(layers)
         self.free_of, self.full_layers = constrain(settings, self.shapes, ranks, beside.earlier)

@@ -26,7 +26,6 @@ FILLED = {
     "steps": 2,
     "batch_size": 2,
     "learning_rate": 0.02,
-    "basis_learning_rate": 0.006,
 }
 
 

@@ -176,7 +176,9 @@ def test_what_cannot_be_taught_is_refused(edges: dict, what: str, words: list[st
 
 def test_memory_that_runs_out_on_the_way_loses_nothing(edges: dict):
     said, report = edges["full"]
-    assert "lower batch_size (now 2)" in said and said.endswith("; turn on gradient_checkpointing, which needs much less.")
+    assert "lower batch_size (now 2)" in said and said.endswith(
+        "; set gradient_checkpointing to on in SeqLoRA Training Options, which needs much less."
+    )
     assert "its checkpoint of step 1 stays" in said and "\n" not in said
     assert report["resumed_at"] == 1 and report["steps"] == 3
 
@@ -195,37 +197,52 @@ def test_every_input_and_output_is_explained(server: HostServer, node: str):
 
 
 def test_the_order_of_inputs_is_frozen(server: HostServer):
-    order = server.get("/object_info/SeqLoRA_TrainConcept")["SeqLoRA_TrainConcept"]["input_order"]
-    assert order["required"] == [
-        "model",
-        "clip",
-        "vae",
-        "library",
-        "images",
-        "concept_name",
-        "trigger",
-        "class_word",
-        "steps",
-        "batch_size",
-        "learning_rate",
-        "basis_learning_rate",
-        "seed",
-    ]
+    """Saved workflows have the values of widgets by position."""
+    nodes = server.get("/object_info")
+    order = nodes["SeqLoRA_TrainConcept"]["input_order"]
+    assert order["required"] == ["model", "clip", "vae", "library", "images", "concept_name", "trigger", "class_word"]
+    assert order["optional"] == ["captions", "steps", "batch_size", "learning_rate", "seed", "preview_every", "options"]
+    order = nodes["SeqLoRA_TrainingOptions"]["input_order"]
+    assert "required" not in order
     assert order["optional"] == [
-        "captions",
         "method",
-        "orthogonality",
-        "co_training",
+        "replace",
+        "gradient_checkpointing",
+        "checkpoint_minutes",
+        "preview_prompt",
+        "basis_learning_rate",
         "basis_init",
+        "orthogonality",
+        "when_full",
+        "co_training",
         "schedule",
         "inner_steps",
         "interference_weight",
-        "gradient_checkpointing",
-        "when_full",
-        "checkpoint_minutes",
-        "preview_every",
-        "preview_prompt",
+        "weighting",
+        "overlap",
     ]
+
+
+def test_a_prompt_of_before_is_told_where_its_inputs_went(server: HostServer):
+    prompt = teaching("older prompt")
+    prompt["train"]["inputs"] |= {"basis_learning_rate": 3e-3, "context": "modular", "interference": 0.0}
+    entry = server.wait(server.post_prompt(prompt))
+    assert error_message(entry).endswith(
+        "Train SeqLoRA Concept no longer takes basis_learning_rate, context, interference; give them to a SeqLoRA Training "
+        "Options node and connect that to 'options'."
+    )
+    assert not (server.models_dir / "seqlora" / "older prompt" / "checkpoints").exists()
+
+
+def test_a_name_is_taught_anew_when_that_is_asked_for(server: HostServer):
+    quick = {"method": "lora", "preview_every": 0}
+    server.run(teaching("anew", steps=2, **quick))
+    refused = error_message(server.wait(server.post_prompt(teaching("anew", steps=3, **quick))))
+    assert "has a concept 'first' already" in refused
+    for _ in range(2):  # the second time it is what was asked for
+        server.run(teaching("anew", steps=3, replace=True, **quick))
+        (record,) = json.loads((server.models_dir / "seqlora" / "anew" / "library.json").read_text())["concepts"]
+        assert record["settings"]["steps"] == 3
 
 
 def picture(server: HostServer, output: dict) -> np.ndarray:

@@ -200,8 +200,9 @@ def test_many_who_ask_get_whole_states_and_disturb_nothing(server: HostServer):
 
 def test_two_nodes_are_told_apart(server: HostServer):
     prompt = teaching("chain", steps=4, preview_every=0, **FAST)
-    second = prompt["train"]["inputs"] | {"library": ["train", 0], "concept_name": "second", "seed": 1}
-    prompt["second"] = {"class_type": "SeqLoRA_TrainConcept", "inputs": second | {"method": "seqlora", "preview_every": 3}}
+    second = {name: value for name, value in prompt["train"]["inputs"].items() if name != "options"}
+    second |= {"library": ["train", 0], "concept_name": "second", "seed": 1, "preview_every": 3}
+    prompt["second"] = {"class_type": "SeqLoRA_TrainConcept", "inputs": second}
     server.run(prompt)
     first, second = state_of(server, "train"), state_of(server, "second")
     assert first["concept"] == "first" and second["concept"] == "second" and first["id"] != second["id"]

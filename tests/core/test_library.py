@@ -590,10 +590,12 @@ def test_a_slug_is_plain(text):
 @pytest.mark.parametrize(
     "changes,sentence",
     [
-        ({"steps": 0}, "steps is 0, but must be at least 1"),
+        ({"steps": -1}, "steps is -1, but must be a number from 0 to"),
+        ({"steps": 1.5}, "steps is 1.5, but must be a whole number"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"inner_steps": 0}, "inner_steps is 0"),
-        ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"learning_rate": 2.0}, "learning_rate is 2.0, but must be a number from 0 to 1"),
+        ({"learning_rate": "fast"}, "learning_rate is fast, but must be a number"),
         ({"learning_rate": float("nan")}, "learning_rate is nan, but must be a number"),
         ({"basis_learning_rate": float("inf")}, "basis_learning_rate is inf, but must be a number"),
         ({"interference_weight": -1.0}, "interference_weight is -1.0"),

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from seqlora.settings import OPTIONS
 from tests.support.hosts import HostServer
+from tools.help_tables import renewed
 from tools.screenshots import COMPOSE, MOST_CLICKS, TEACH
 from tools.update_locales import LOCALES, ROOT, SNAPSHOT, keys_of, snapshot_of, words_of
 
@@ -90,6 +92,33 @@ def test_a_help_page_names_everything_and_has_a_picture(node: str, language: str
     for told, picture in pictures:
         assert (DOCS / picture).is_file() and (DOCS / picture).stat().st_size < 150_000, picture
         assert '"' not in told  # the editor would end the attribute there
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("node", ["SeqLoRA_TrainConcept", "SeqLoRA_TrainingOptions"])
+def test_tables_of_settings_are_those_of_the_code(node: str, language: str):
+    text = page(node, language).read_text(encoding="utf-8")
+    assert "<!-- settings -->" in text
+    assert text == renewed(text, read(language, "nodeDefs.json")[node], language), "run: python -m tools.update_locales"
+
+
+def test_inputs_of_the_nodes_are_the_settings():
+    """Default, bounds, choices and help of every setting, on one of the two nodes and nowhere else."""
+    given = [NODES[node]["input"].get("optional", {}) for node in ("SeqLoRA_TrainConcept", "SeqLoRA_TrainingOptions")]
+    found = {name: about for inputs in given for name, (_, about) in inputs.items() if name in OPTIONS}
+    assert found.keys() == OPTIONS.keys() and not given[0].keys() & given[1].keys()
+    for name, option in OPTIONS.items():
+        about = found[name]
+        assert (about["default"], about["tooltip"]) == (option.default, option.help), name
+        assert tuple(about.get("options", ())) == option.choices, name
+        if "min" in about:
+            assert (about["min"], about["max"], about["step"]) == (option.least, option.most, option.step), name
+
+
+def test_a_newcomer_sees_at_most_ten_widgets():
+    info, kinds = NODES["SeqLoRA_TrainConcept"]["input"], ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
+    entries = [entry for kind in ("required", "optional") for entry in info[kind].values()]
+    assert len([kind for kind, about in entries if kind in kinds and not about.get("forceInput")]) <= 10
 
 
 @pytest.mark.host

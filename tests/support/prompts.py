@@ -8,12 +8,16 @@ from typing import Any
 from safetensors.torch import load_file
 
 from seqlora.demo.pictures import held_out_emoji
+from seqlora.settings import OPTIONS
 from tests.support.hosts import HostServer
 
 
 def teaching(library: str, steps: int = 20, concept: str = "first", **changes) -> dict[str, dict]:
+    """One training; what the node itself does not take is given to a node of options."""
     emoji = held_out_emoji()[0].name
-    return {
+    options = {name: changes.pop(name) for name in list(changes) if name in OPTIONS and OPTIONS[name].advanced}
+    linked = {"options": ["options", 0]} if options else {}
+    return ({"options": {"class_type": "SeqLoRA_TrainingOptions", "inputs": options}} if options else {}) | {
         "model": {"class_type": "SeqLoRA_DemoModel", "inputs": {}},
         "pictures": {"class_type": "SeqLoRA_DemoPictures", "inputs": {"concept": emoji, "count": 4, "seed": 0}},
         "library": {
@@ -35,9 +39,9 @@ def teaching(library: str, steps: int = 20, concept: str = "first", **changes) -
                 "steps": steps,
                 "batch_size": 4,
                 "learning_rate": 1e-2,
-                "basis_learning_rate": 3e-3,
                 "seed": 0,
             }
+            | linked
             | changes,
         },
     }

@@ -81,6 +81,7 @@ class SmallModel:
     """What a host gives to teaching.teach."""
 
     layout = {"family": "other"}
+    family = "other"
     generic_captions = ("a dog", "a cat", "a house", "a tree")
 
     def __init__(self, width: int = WIDTH):

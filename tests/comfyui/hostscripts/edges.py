@@ -118,9 +118,9 @@ def out_of_memory_on_the_way() -> tuple[str, dict]:
 
     handle = models[0].model.diffusion_model.register_forward_pre_hook(full)
     library = LibraryHandle.of(tiny.new_library(root, "full"))
-    said = refused(library=library, concept_name="new", gradient_checkpointing=False)
+    said = refused(library=library, concept_name="new", gradient_checkpointing="off")
     handle.remove()
-    again = node([torch.stack(tiny.pictures(2))], library=library, concept_name="new", gradient_checkpointing=True)
+    again = node([torch.stack(tiny.pictures(2))], library=library, concept_name="new", gradient_checkpointing="on")
     return said, json.loads(again.result[2])
 
 

@@ -69,7 +69,7 @@ def teach(library: LibraryHandle, name: str = "new", **changes) -> dict:
         "basis_learning_rate": rates[1],
         "seed": 0,
         "method": METHOD,
-        "gradient_checkpointing": family == "flux",
+        "gradient_checkpointing": "on" if family == "flux" else "off",
         "preview_every": 0,
     }
     with torch.inference_mode():
