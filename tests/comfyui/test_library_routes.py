@@ -145,6 +145,14 @@ def test_renaming_and_removing(server: HostServer, library: Library):
     assert verify(library.path) == []
 
 
+@pytest.mark.parametrize("name", ["a{b}", "{}", "{name}", "a%7Bb", "}{"])
+def test_names_with_braces_work_over_http(server: HostServer, library: Library, name: str):
+    server.post(concept_path("dog", "rename"), {"to": name})
+    assert server.get(concept_path(name, "thumbnail"))
+    about = server.post(concept_path(name, "remove"), {})
+    assert [one["name"] for one in about["concepts"]] == ["cat"]
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -171,9 +179,7 @@ def test_a_name_that_cannot_be_changes_nothing(server: HostServer, library: Libr
 
 @pytest.mark.parametrize("action", CHANGES)
 def test_a_training_that_writes_is_told_at_once(server: HostServer, library: Library, action: str):
-    turn = LibraryLock(library.path)
-    assert turn.acquire(timeout=5)
-    with turn:
+    with LibraryLock(library.path).short():
         began = time.monotonic()
         status, sentence = refused(server, concept_path("dog", action), b'{"to": "hound"}')
         assert status == 409 and sentence.startswith("A training is writing to library 'shelf';")

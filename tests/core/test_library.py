@@ -22,6 +22,7 @@ from seqlora.io.safetensors_file import write_tensors
 from seqlora.library import lock, writer
 from seqlora.library.lock import LibraryLock
 from seqlora.library.store import Library
+from seqlora.library.verify import verify
 from seqlora.library.writer import MANIFEST
 from seqlora.lora.compose import compose, parse_selection
 from seqlora.method.metrics import basis_error
@@ -183,6 +184,7 @@ def test_the_file_is_an_ordinary_lora(original):
         assert len(keys) == 3 * len(ranks)
     assert about["modelspec.title"] == "dog" and about["modelspec.trigger_phrase"] == "zyx thing"
     assert about["ss_network_dim"] == about["ss_network_alpha"] == "8"
+    assert about["modelspec.architecture"] == "other/lora" and about["ss_base_model_version"] == "other"
     assert json.loads(about["seqlora"])["concepts"][0]["settings"]["steps"] == QUICK.steps
     assert about["modelspec.thumbnail"] == original.thumbnail("dog") != ""
 
@@ -277,6 +279,24 @@ def test_a_cancelled_training_leaves_only_its_checkpoint(library, model):
     assert before.items() <= after.items() and {name.split("/")[0] for name in after.keys() - before.keys()} <= {"checkpoints"}
     with library.writing() as free:
         assert free.library == library
+
+
+def test_a_folder_that_was_deleted_meanwhile_is_made_anew_with_what_exists(library, model):
+    steps = train_steps(library, small_request("bird", 2), QUICK, model)
+    for _ in range(9):
+        next(steps)
+    shutil.rmtree(library.path)
+    taught = run_to_end(steps)
+    assert taught.library.names == ["bird"] and "was deleted while the concept was taught" in taught.report["note"]
+    assert verify(library.path) == [] and taught.library.load("bird")
+
+
+def test_a_folder_that_was_deleted_while_a_concept_is_taught_anew(library, model):
+    steps = train_steps(library, small_request("cat", 5), QUICK, model, replace=True)
+    for _ in range(9):
+        next(steps)
+    shutil.rmtree(library.path)
+    assert run_to_end(steps).library.names == ["cat"]
 
 
 def test_moments_that_a_crash_left_are_measured_anew(tmp_path, original, model):
