@@ -24,6 +24,7 @@ from ..method import metrics
 from ..method.moments import Moments
 from ..method.trained import TrainedConcept
 from ..settings import Settings, legacy_names
+from . import remarks
 from .checkpoint import FOLDER, MINUTES, Checkpoint
 from .checks import check_latents, memory_advice
 from .prior import measured_prior, prior_file
@@ -161,7 +162,8 @@ def binding_of(job: Job) -> str:
 def _train(job: Job) -> TrainingSteps[TrainResult]:
     checkpoint, steps = job.checkpoint, job.settings.steps
     state, set_aside = checkpoint.load()
-    note = " ".join(filter(None, (set_aside, beyond_plan(len(job.others.concepts) + 1, job.library.capacity))))
+    beyond = beyond_plan(len(job.others.concepts) + 1, job.library.capacity)
+    note = " ".join(filter(None, (set_aside, beyond, remarks.of_rate(job.settings, job.model.family))))
     if note:
         yield Progress(Phase.MEASURING, 0, 1, note=note)
     if state:
@@ -177,7 +179,9 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
         state = None  # its tensors need not be held any longer
         yield from trainer.run(checkpoint)
         concept = trainer.result()
-        yield Progress(Phase.SAVING, concept.steps, steps)
+        remark = remarks.at_end(concept.losses, job.settings)
+        yield Progress(Phase.SAVING, concept.steps, steps, note=remark)
+        note = " ".join(filter(None, (note, remark)))
         report = _report(job, concept, trainer.beside.earlier, note, resumed_at)
         return _file(job, concept, prior, report)
     except BaseException as error:
@@ -208,11 +212,12 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[ConceptTrainer, Moments | None]
 
 def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note: str, resumed_at: int | None) -> dict[str, Any]:
     across, within = metrics.basis_error([*earlier, concept.pairs])
+    first, last = remarks.first_and_last(concept.losses)
     report: dict[str, Any] = {
         "steps": concept.steps,
         "seconds": round(job.checkpoint.seconds, 1),
-        "first_loss": _mean(concept.losses[:10]),
-        "last_loss": _mean(concept.losses[-10:]),
+        "first_loss": round(first, 6),
+        "last_loss": round(last, 6),
         "captions_given_the_trigger": prepare_captions(job.request)[1],
         "largest_overlap_entry": across,
         "largest_orthonormality_error": within,

@@ -22,6 +22,7 @@ from ..method.optimizer import BilevelOptimizer, Level, Rates
 from ..method.penalty import overlap_penalty
 from ..method.trained import TrainedConcept
 from ..settings import Settings
+from . import remarks
 from .checkpoint import Checkpoint, State
 from .checks import check_latents, memory_advice
 from .measure import measure_concept
@@ -219,7 +220,8 @@ class ConceptTrainer:
         with self.attached():
             while not self.done:
                 figures = self.step()
-                note = checkpoint.save_if_due(self.state_dict)
+                remark = remarks.while_training(self.concept.losses, self.settings)
+                note = " ".join(filter(None, (checkpoint.save_if_due(self.state_dict), remark)))
                 told = Progress(Phase.TRAINING, self.concept.steps, steps, figures.loss, figures.penalty, note, snapshot)
                 if (yield told) == "keep":
                     break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,6 +76,17 @@ class SmallDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor, cond: Sequence[Any]) -> Tensor:
         seen = (x + torch.stack(list(cond))[:, None]).to(self.dtype)
         return x - expand(sigma, x) * self.net(seen).float()
+
+
+class Exploding(SmallDenoiser):
+    """Puts out what is no number from the third training step on."""
+
+    passes = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Sequence[Any]) -> Tensor:
+        found = super().__call__(x, sigma, cond)
+        self.passes += torch.is_grad_enabled() and len(x) == QUICK.batch_size  # measuring takes them one by one
+        return found * math.nan if self.passes > 2 else found
 
 
 class SmallModel:

@@ -1,0 +1,66 @@
+"""What is told of a learning rate before a training, and of its loss while it goes on: in time to cancel."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from ..families import FAMILIES, OTHER
+from ..settings import Settings
+
+LEAST = 10  # losses in a mean
+LOOKS = (0.1, 0.25, 0.5, 0.75)  # parts of a training after which its loss is looked at
+TIMES = 30  # a rate that is this much off what suits the model is told
+
+
+def first_and_last(losses: Sequence[float]) -> tuple[float, float]:
+    """Means of a tenth of the steps at either end, of ten at least: one step's loss says little, it is that of random noise."""
+    part = max(LEAST, len(losses) // 10)
+    return _mean(losses[:part]), _mean(losses[-part:])
+
+
+def of_rate(settings: Settings, family: str) -> str:
+    """A sentence on a rate that is far from what suits this family; "" where it is not, or nothing is known of the family."""
+    if family == OTHER or family not in FAMILIES:
+        return ""
+    usual, rate = FAMILIES[family].learning_rate, settings.learning_rate
+    how = f"learning_rate is {rate:g}, where {usual:g} is usual for {FAMILIES[family].title}"
+    if rate > TIMES * usual:
+        return f"{how}: this may end in noise, watch the previews."
+    return f"{how}: this will hardly learn." if rate * TIMES < usual else ""
+
+
+def while_training(losses: Sequence[float], settings: Settings) -> str:
+    """A sentence on a loss that rises or, halfway, has not fallen; "" at most steps, and where all is well."""
+    done = len(losses)
+    if done < 4 * LEAST or done not in [round(part * settings.steps) for part in LOOKS]:
+        return ""
+    early, late = losses[: done // 4], losses[-(done // 4) :]
+    first, last = _mean(early), _mean(late)
+    doubt = ((statistics.variance(early) + statistics.variance(late)) / len(early)) ** 0.5
+    if last > first + 3 * doubt:
+        return (
+            f"The loss has risen from {first:.4f} to {last:.4f} by step {done}: learning_rate ({settings.learning_rate:g}) is "
+            "probably too high; cancel, and lower it."
+        )
+    if last >= first and done >= settings.steps // 2:
+        return (
+            f"The loss has not fallen by step {done} ({first:.4f} at first, {last:.4f} now): if the previews do not come "
+            f"nearer either, learning_rate ({settings.learning_rate:g}) does not suit this model."
+        )
+    return ""
+
+
+def at_end(losses: Sequence[float], settings: Settings) -> str:
+    """A sentence on a training that did not lower its loss; "" where it did, or was too short to tell."""
+    first, last = first_and_last(losses)
+    if len(losses) < 2 * LEAST or last <= first:
+        return ""
+    return (
+        f"The last loss ({last:.4f}) is above the first ({first:.4f}): look at the concept before you use it, and teach it "
+        f"anew with another learning_rate (now {settings.learning_rate:g}) if it is not what you wanted."
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0
