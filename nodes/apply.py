@@ -54,7 +54,7 @@ class ApplyComposed(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, library: LibraryHandle, concepts: str, strength: float, clip: Any = None) -> io.NodeOutput:
         if not math.isfinite(strength):  # from another node; the widget has bounds
-            raise SeqLoRAError(f"strength is {strength}, which is no number to multiply with; connect one between -10 and 10.")
+            raise SeqLoRAError(f"strength is {strength}, which is no number to multiply with", "connect one between -10 and 10")
         opened = library.open()
         selection = parse_selection(concepts, opened.names)
         triggers = triggers_of(opened.find(name) for name in selection)

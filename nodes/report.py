@@ -23,7 +23,7 @@ def report_of(library: Library) -> dict[str, Any]:
     """The figures of all concepts of a library. Raises SeqLoRAError where it has none."""
     if not library.names:
         raise SeqLoRAError(
-            f"Library '{library.path.name}' has no concepts yet, so there is nothing to report; teach one first."
+            f"Library '{library.path.name}' has no concepts yet, so there is nothing to report", "teach one first"
         )
     return json.loads(_figures(library.path, library.digest))
 

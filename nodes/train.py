@@ -145,8 +145,8 @@ def refuse_older_inputs(inputs: Mapping[str, Any]) -> None:
     found = sorted(moved & inputs.keys())
     if found:
         raise SeqLoRAError(
-            f"Train SeqLoRA Concept no longer takes {', '.join(found)}; give {'it' if len(found) == 1 else 'them'} to a "
-            "SeqLoRA Training Options node and connect that to 'options'."
+            f"Train SeqLoRA Concept no longer takes {', '.join(found)}",
+            f"give {'it' if len(found) == 1 else 'them'} to a SeqLoRA Training Options node and connect that to 'options'",
         )
 
 

@@ -33,16 +33,16 @@ class Option:
         """Raises SeqLoRAError for a value that this setting cannot have."""
         if self.choices:
             if value not in self.choices:
-                raise SeqLoRAError(f"{self.name} is '{value}', but must be one of: {', '.join(self.choices)}.")
+                raise SeqLoRAError(f"{self.name} is '{value}', but must be one of: {', '.join(self.choices)}")
         elif isinstance(self.default, (bool, str)):
             if not isinstance(value, type(self.default)):
                 raise SeqLoRAError(
-                    f"{self.name} is {value!r}, but must be {'on or off' if isinstance(self.default, bool) else 'text'}."
+                    f"{self.name} is {value!r}, but must be {'on or off' if isinstance(self.default, bool) else 'text'}"
                 )
         elif not (isinstance(value, (int, float)) and self.least <= value <= self.most):
-            raise SeqLoRAError(f"{self.name} is {value}, but must be a number from {self.least:g} to {self.most:g}.")
+            raise SeqLoRAError(f"{self.name} is {value}, but must be a number from {self.least:g} to {self.most:g}")
         elif isinstance(self.default, int) and value != int(value):
-            raise SeqLoRAError(f"{self.name} is {value}, but must be a whole number.")
+            raise SeqLoRAError(f"{self.name} is {value}, but must be a whole number")
 
 
 def _option(default: Any, help: str, least: Number = 0, most: Number = 0, step: Number = 1, **more: Any) -> Any:
@@ -223,7 +223,7 @@ def settings_of(chosen: Mapping[str, Any]) -> tuple[Settings, RunOptions]:
 def method_settings(method: str, base: Settings) -> Settings:
     """The settings `base` with what makes the named method what it is."""
     if method not in METHODS:
-        raise SeqLoRAError(f"method is '{method}', but must be one of: {', '.join(METHODS)}.")
+        raise SeqLoRAError(f"method is '{method}', but must be one of: {', '.join(METHODS)}")
     return base.with_(**METHODS[method])
 
 

@@ -31,16 +31,16 @@ def apply_adapter(model: Any, composed: Mapping[str, LoRAPair], strength: float)
         target = keys.get(layer)
         weight = None if target is None else shapes[target if isinstance(target, str) else target[0]]
         if weight is None:
-            raise SeqLoRAError(f"This model has no layer {layer}; use the model that the library was taught on.")
+            raise SeqLoRAError(f"This model has no layer {layer}", "use the model that the library was taught on")
         rows = weight.shape[0] if isinstance(target, str) else target[1][2]
         if (rows, weight[0].numel()) != (A.shape[0], B.shape[0]):
             raise SeqLoRAError(
-                f"Layer {layer} is {rows} x {weight[0].numel()} in this model and {A.shape[0]} x {B.shape[0]} in the library; "
-                "use the model that the library was taught on."
+                f"Layer {layer} is {rows} x {weight[0].numel()} in this model and {A.shape[0]} x {B.shape[0]} in the library",
+                "use the model that the library was taught on",
             )
         patches[target] = comfy.weight_adapter.LoRAAdapter(set(), (A, B.mT.contiguous(), None, None, None, None))
     patched = model.clone()
     missing = patches.keys() - set(patched.add_patches(patches, strength))
     if missing:
-        raise SeqLoRAError(f"ComfyUI did not take the adapter of {next(iter(missing))}; update ComfyUI and this node pack.")
+        raise SeqLoRAError(f"ComfyUI did not take the adapter of {next(iter(missing))}", "update ComfyUI and this node pack")
     return patched

@@ -29,7 +29,7 @@ from ...seqlora.lora.layouts import unet_state_dict_to_native
 def load_demo_model(path: Path = micro.WEIGHTS) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
     """MODEL, CLIP and VAE of the demo model."""
     if not path.is_file():
-        raise SeqLoRAError(f"The demo model's weights are missing at {path}; install the SeqLoRA node pack again.")
+        raise SeqLoRAError(f"The demo model's weights are missing at {path}", "install the SeqLoRA node pack again")
     parts, tokenizer = micro.read_weights(path)
     text, autoencoder = micro.load_text_and_vae(parts, tokenizer)
     return _load_unet(path), _load_clip(path, text, tokenizer), DemoVAE(autoencoder)

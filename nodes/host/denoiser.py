@@ -104,7 +104,7 @@ class HostDenoiser:
         with torch.inference_mode():  # as everywhere in the host: upstream patches write into inference tensors
             comfy.model_management.load_models_gpu([self.patcher], memory_required=1e20, force_full_load=True)
         if getattr(self.model, "model_lowvram", False):
-            raise SeqLoRAError("The model does not fit into this device's memory as a whole; use a smaller or quantised one.")
+            raise SeqLoRAError("The model does not fit into this device's memory as a whole", "use a smaller or quantised one")
         self.patcher.pre_run()
         replace_inference_tensors(self.model)
         self.loaded = True

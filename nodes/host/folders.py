@@ -46,7 +46,7 @@ def next_lora_path(prefix: str) -> tuple[Path, str]:
         )
     except Exception as error:  # the host raises a bare one for a folder outside of its own
         raise SeqLoRAError(
-            f"filename_prefix is '{prefix}', which is no place inside output/loras; use a plain name."
+            f"filename_prefix is '{prefix}', which is no place inside output/loras", "use a plain name"
         ) from error
     file = f"{name}_{number:05}.safetensors"
     return Path(folder) / file, (Path(subfolder) / file).as_posix()

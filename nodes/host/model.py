@@ -51,7 +51,7 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
     management = comfy.model_management
     for name, given in (("model", model), ("clip", clip), ("vae", vae)):
         if given is None or getattr(given, "first_stage_model", given) is None:  # what loaders give where a file lacks it
-            raise SeqLoRAError(f"The {name} that is connected holds nothing; its checkpoint lacks it, load it from elsewhere.")
+            raise SeqLoRAError(f"The {name} that is connected holds nothing", "its checkpoint lacks it, load it from elsewhere")
     with ExitStack() as undo:
         undo.callback(management.soft_empty_cache)
         undo.enter_context(torch.inference_mode(False))  # the host runs every node inside inference mode
@@ -69,14 +69,12 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
         except Exception as error:
             if not any(management.is_oom(cause) for cause in causes(error)):
                 raise
-            told = "There is not enough memory for this training; lower batch_size or use smaller images."
+            told = SeqLoRAError("There is not enough memory for this training", "lower batch_size or use smaller images")
             if isinstance(error, SeqLoRAError):  # the core has said so already, and what stays
-                told = str(error)
+                told = error
             if not gradient_checkpointing:
-                told = (
-                    f"{told.rstrip('.')}; set gradient_checkpointing to on in SeqLoRA Training Options, which needs much less."
-                )
-            raise SeqLoRAError(told) from error
+                told = told.also("set gradient_checkpointing to on in SeqLoRA Training Options, which needs much less")
+            raise told from error
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -93,8 +91,8 @@ def _own_patcher(model: Any) -> Any:
         patcher = model.clone(disable_dynamic=True)
     except (RuntimeError, TypeError) as error:  # the second: a patcher of another pack that knows of no dynamic VRAM
         raise SeqLoRAError(
-            "This model's loader cannot make the copy that training needs under dynamic VRAM; "
-            "load the model with another node, or start ComfyUI with --disable-dynamic-vram."
+            "This model's loader cannot make the copy that training needs under dynamic VRAM",
+            "load the model with another node, or start ComfyUI with --disable-dynamic-vram",
         ) from error
     if patcher.model.get_dtype_inference() == torch.float16:
         # Gradients of an average over all pixels are too small for fp16.
@@ -138,8 +136,8 @@ class HostModel:
             wanted = base.latent_format.latent_channels
             if encoded.shape[1] != wanted:
                 raise SeqLoRAError(
-                    f"The VAE makes latents of {encoded.shape[1]} channels, but the model takes {wanted}; "
-                    "connect the VAE that belongs to the model."
+                    f"The VAE makes latents of {encoded.shape[1]} channels, but the model takes {wanted}",
+                    "connect the VAE that belongs to the model",
                 )
             latents.append(encoded[0].float().cpu().clone())
         self._shape = tuple(latents[0].shape)

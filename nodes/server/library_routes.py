@@ -36,8 +36,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class RefusedError(SeqLoRAError):
     """With another status than 400."""
 
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
+    def __init__(self, status: int, problem: str, remedy: str = ""):
+        super().__init__(problem, remedy)
         self.status = status
 
 
@@ -62,23 +62,23 @@ async def _body(request: web.Request) -> dict[str, str]:
     try:
         body = json.loads(data) if data.strip() else {}
     except (ValueError, RecursionError) as error:
-        raise SeqLoRAError('The request\'s body is no JSON; send an object such as {"to": "new name"}.') from error
+        raise SeqLoRAError("The request's body is no JSON", 'send an object such as {"to": "new name"}') from error
     if not isinstance(body, dict) or not body.keys() <= {"to"} or not all(isinstance(value, str) for value in body.values()):
-        raise SeqLoRAError('The request\'s body must be an object such as {"to": "new name"}.')
+        raise SeqLoRAError('The request\'s body must be an object such as {"to": "new name"}')
     return body
 
 
 def opened(name: str) -> Library:
     path = host.library_path(name)
     if not (path / MANIFEST).is_file():
-        raise RefusedError(404, f"There is no library '{name}'; it may have been moved or renamed.")
+        raise RefusedError(404, f"There is no library '{name}'", "it may have been moved or renamed")
     return Library.open(path)
 
 
 def found(library: Library, concept: str) -> Record:
     if concept not in library.names:
         raise RefusedError(
-            404, f"Library '{library.path.name}' has no concept '{concept}'; it may have been renamed or removed."
+            404, f"Library '{library.path.name}' has no concept '{concept}'", "it may have been renamed or removed"
         )
     return library.find(concept)
 
@@ -89,7 +89,7 @@ def writing(name: str) -> Iterator[LibraryWriter[Library]]:
     library = opened(name)
     lock = LibraryLock(library.path)
     if not lock.acquire(timeout=0):
-        raise RefusedError(409, f"A training is writing to library '{name}'; wait until it ends or cancel it, then try again.")
+        raise RefusedError(409, f"A training is writing to library '{name}'", "wait until it ends or cancel it, then try again")
     with library.writing(lock) as writer:
         yield writer
 
@@ -166,7 +166,7 @@ def thumbnail(request: web.Request, library: str, concept: str) -> web.Response:
     holder = opened(library)
     uri = _thumbnail(holder, found(holder, concept))
     if not uri:
-        raise RefusedError(404, f"Concept '{concept}' has no picture.")
+        raise RefusedError(404, f"Concept '{concept}' has no picture")
     kind, data = decode(uri)
     return _image(request, hashlib.sha256(data).hexdigest()[:16], kind, lambda: data)
 

@@ -58,7 +58,7 @@ class Previews:
         except Exception as error:  # not the host's interrupt, which is none
             self.every = 0
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise SeqLoRAError(f"The preview could not be drawn ({reason}); the training goes on without.") from error
+            raise SeqLoRAError(f"The preview could not be drawn ({reason})", "the training goes on without") from error
         return {"step": progress.step, "seconds": round(time.monotonic() - began, 3), "pictures": pictures}
 
     def _save(self, picture: Tensor, step: int, number: int) -> dict[str, str]:

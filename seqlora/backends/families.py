@@ -32,8 +32,8 @@ class StableDiffusion(PipelineModel):
         prediction = scheduler.config.get("prediction_type", "epsilon")
         if prediction not in ("epsilon", "v_prediction") or not hasattr(scheduler, "alphas_cumprod"):
             raise SeqLoRAError(
-                f"The pipeline's {type(scheduler).__name__} predicts '{prediction}' in a way that cannot be taught; "
-                "use a model with 'epsilon' or 'v_prediction' and a DDPM noise schedule."
+                f"The pipeline's {type(scheduler).__name__} predicts '{prediction}' in a way that cannot be taught",
+                "use a model with 'epsilon' or 'v_prediction' and a DDPM noise schedule",
             )
         return DiscreteDenoiser(predict, scheduler.alphas_cumprod, prediction == "v_prediction", self.device, self.dtype)
 
@@ -89,8 +89,8 @@ class StableDiffusion3(PipelineModel):
         largest = self.pipe.transformer.config.pos_embed_max_size * self.patch * self._squeeze
         if max(picture.shape[:2]) > largest:
             raise SeqLoRAError(
-                f"A picture is {picture.shape[1]} x {picture.shape[0]} pixels, but this model's limit is {largest} a side; "
-                "make it smaller."
+                f"A picture is {picture.shape[1]} x {picture.shape[0]} pixels, but this model's limit is {largest} a side",
+                "make it smaller",
             )
         return super()._encode_picture(picture)
 

@@ -27,14 +27,14 @@ def load_pipeline(path: Path, device: torch.device | str | None = None, dtype: t
         kind = str(index["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SeqLoRAError(
-            f"There is no diffusers pipeline at {path}; give a local folder with a model_index.json, or 'demo'."
+            f"There is no diffusers pipeline at {path}", "give a local folder with a model_index.json, or 'demo'"
         ) from error
     if kind not in FAMILIES:
-        raise SeqLoRAError(f"{path} holds a {kind}, which cannot be taught; these can: {', '.join(FAMILIES)}.")
+        raise SeqLoRAError(f"{path} holds a {kind}, which cannot be taught", f"these can: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     missing = [part for part in family.needs if not any(index.get(part) or [])]
     if missing:
-        raise SeqLoRAError(f"The pipeline at {path} has no {missing[0]}; give a complete {kind}.")
+        raise SeqLoRAError(f"The pipeline at {path} has no {missing[0]}", f"give a complete {kind}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -47,7 +47,7 @@ def _read(path: Path, index: Mapping[str, Any], dtype: torch.dtype) -> Any:
         import diffusers
         import transformers  # noqa: F401  without it diffusers has no pipelines
     except ImportError as error:
-        raise SeqLoRAError(f"{error.name} is missing; run: pip install diffusers transformers") from error
+        raise SeqLoRAError(f"{error.name} is missing", "run: pip install diffusers transformers") from error
     options: dict[str, Any] = {part: None for part in UNUSED if part in index}
     if "requires_safety_checker" in index:
         options["requires_safety_checker"] = False
@@ -59,4 +59,6 @@ def _read(path: Path, index: Mapping[str, Any], dtype: torch.dtype) -> Any:
         return diffusers.DiffusionPipeline.from_pretrained(path, local_files_only=True, variant=variant, **options)
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise SeqLoRAError(f"The pipeline at {path} cannot be loaded ({reason}); check that the folder is complete.") from error
+        raise SeqLoRAError(
+            f"The pipeline at {path} cannot be loaded ({reason})", "check that the folder is complete"
+        ) from error

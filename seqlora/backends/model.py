@@ -54,7 +54,7 @@ class HeadlessModel:
             module: Any = modules.get(path)
             if module is None or (module.out_features, module.in_features) != (A.shape[0], B.shape[0]):
                 raise SeqLoRAError(
-                    f"This model has no {A.shape[0]} x {B.shape[0]} layer {path}; use the model that the library belongs to."
+                    f"This model has no {A.shape[0]} x {B.shape[0]} layer {path}", "use the model that the library belongs to"
                 )
         with attached(modules, stacks_of(pairs, self.denoiser.device, self.denoiser.dtype)):
             yield
@@ -65,7 +65,8 @@ class HeadlessModel:
         except SeqLoRAError as error:
             raise SeqLoRAError(
                 f"These concepts were not taught to a {self.layout['family']} model like this one "
-                f"(layer {next(iter(composed))}); use the model that the library belongs to."
+                f"(layer {next(iter(composed))})",
+                "use the model that the library belongs to",
             ) from error
 
 

@@ -27,7 +27,8 @@ class PipelineModel(HeadlessModel):
         if network.config.in_channels != channels * self._packed:
             raise SeqLoRAError(
                 f"The {self.needs[0]} takes {network.config.in_channels} channels, but the autoencoder gives {channels}: "
-                "this is an inpainting or control model; use a text-to-image one."
+                "this is an inpainting or control model",
+                "use a text-to-image one",
             )
         network.eval().requires_grad_(False).to(device)
         if device.type == "cuda":

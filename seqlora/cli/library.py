@@ -83,5 +83,5 @@ def _tell(path: Path) -> None:
     for finding in findings:
         print(finding)
     if findings:
-        raise SeqLoRAError(f"Library '{path.name}' is not as it should be; see above.")
+        raise SeqLoRAError(f"Library '{path.name}' is not as it should be", "see above")
     print(f"{path.name}: all files are as they should be")

@@ -31,7 +31,7 @@ def compose(args: argparse.Namespace) -> None:
     library = Library.open(args.library)
     selection = parse_selection("\n".join(args.concepts), library.names)
     if not selection:
-        raise SeqLoRAError("No concept is selected; name at least one, or '*' for all.")
+        raise SeqLoRAError("No concept is selected", "name at least one, or '*' for all")
     concepts = [library.load(name) for name in selection]
     composed = library.compose(selection)
     across, within = metrics.basis_error(concepts)

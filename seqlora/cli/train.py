@@ -50,13 +50,13 @@ def read_pictures(folder: Path, side: int) -> tuple[list[torch.Tensor], list[str
     `<picture>.txt` beside them (none unless every picture has one)."""
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES) if folder.is_dir() else []
     if not files:
-        raise SeqLoRAError(f"There are no pictures in {folder}; put .png, .jpg or .webp files there.")
+        raise SeqLoRAError(f"There are no pictures in {folder}", "put .png, .jpg or .webp files there")
     pictures = []
     for path in files:
         try:
             image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # whatever a damaged picture raises
-            raise SeqLoRAError(f"{path} cannot be read as a picture ({error}); remove or replace it.") from error
+            raise SeqLoRAError(f"{path} cannot be read as a picture ({error})", "remove or replace it") from error
         scale = side / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
         width, height = image.width // 8 * 8, image.height // 8 * 8
@@ -67,10 +67,10 @@ def read_pictures(folder: Path, side: int) -> tuple[list[torch.Tensor], list[str
     try:
         captions = [text.read_text(encoding="utf-8").strip() for text in texts if text.is_file()]
     except (OSError, UnicodeDecodeError) as error:
-        raise SeqLoRAError(f"A caption in {folder} cannot be read ({error}); save it as UTF-8 text.") from error
+        raise SeqLoRAError(f"A caption in {folder} cannot be read ({error})", "save it as UTF-8 text") from error
     if captions and len(captions) != len(files):
         missing = next(text.name for text in texts if not text.is_file())
-        raise SeqLoRAError(f"{folder} has captions for some pictures only ({missing} is missing); write all of them, or none.")
+        raise SeqLoRAError(f"{folder} has captions for some pictures only ({missing} is missing)", "write all of them, or none")
     return pictures, captions
 
 

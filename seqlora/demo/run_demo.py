@@ -43,7 +43,7 @@ ROWS = ("reference", "alone", "all together, SeqLoRA", "all together, plain LoRA
 def demo_concepts(count: int, seed: int) -> list[Emoji]:
     most = len(held_out_emoji())
     if not 1 <= count <= most:
-        raise SeqLoRAError(f"{count} concepts cannot be taught: the demo has {most} emoji to teach; ask for 1 to {most}.")
+        raise SeqLoRAError(f"{count} concepts cannot be taught: the demo has {most} emoji to teach", f"ask for 1 to {most}")
     return random.Random(seed).sample(list(held_out_emoji()), count)
 
 

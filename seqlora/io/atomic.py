@@ -27,7 +27,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             beside.unlink()
-        raise SeqLoRAError(f"Could not write {path} ({error.strerror}); {remedy(error)}.") from error
+        raise SeqLoRAError(f"Could not write {path} ({error.strerror})", remedy(error)) from error
     _sync_folder(path.parent)
 
 

@@ -20,14 +20,14 @@ def checked_name(name: str, what: str) -> str:
     """The name, trimmed and NFC-normalised. Raises SeqLoRAError unless it is safe as a file name everywhere."""
     name = unicodedata.normalize("NFC", name).strip()
     if not _JOINERS.sub("", name):
-        raise SeqLoRAError(f"The {what} is empty; give it a name.")
+        raise SeqLoRAError(f"The {what} is empty", "give it a name")
     if len(name) > MAX_LENGTH or len(name.encode(errors="replace")) > MAX_BYTES:
-        raise SeqLoRAError(f"The {what} is {len(name)} characters long; use at most {MAX_LENGTH}, fewer if they are emoji.")
+        raise SeqLoRAError(f"The {what} is {len(name)} characters long", f"use at most {MAX_LENGTH}, fewer if they are emoji")
     plain = _plain(name)
     bad = next((c for c in plain if _FORBIDDEN.match(c) or unicodedata.category(c) in _UNSEEN), None)
     if bad or plain.startswith(".") or plain.endswith((".", " ")) or _RESERVED.fullmatch(plain):
         why = f"contains {bad!r}" if bad else "is no plain name"
-        raise SeqLoRAError(f"The {what} {name!r} {why}; use letters, digits, spaces, dashes and underscores.")
+        raise SeqLoRAError(f"The {what} {name!r} {why}", "use letters, digits, spaces, dashes and underscores")
     return name
 
 

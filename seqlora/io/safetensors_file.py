@@ -43,48 +43,46 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     return hashlib.sha256(data).hexdigest()
 
 
-def read_bytes(path: Path, limit: int, advice: str = RESTORE) -> bytearray:
-    """A whole file. Raises SeqLoRAError, with the advice, unless it is an ordinary file of at most `limit` bytes."""
+def read_bytes(path: Path, limit: int) -> bytearray:
+    """A whole file. Raises SeqLoRAError unless it is an ordinary file of at most `limit` bytes."""
     try:
         with _opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                raise SeqLoRAError(f"{path} has {size} bytes, at most {limit} were expected; {advice}.")
+                raise SeqLoRAError(f"{path} has {size} bytes, at most {limit} were expected", RESTORE)
             data = bytearray(size)
             return data if file.readinto(data) == size else bytearray()  # it shrank meanwhile
     except (OSError, ValueError) as error:
         if isinstance(error, SeqLoRAError):
             raise
-        raise _unreadable(path, error, advice) from error
+        raise _unreadable(path, error) from error
 
 
-def read_tensors(
-    path: Path, limit_bytes: int, advice: str = RESTORE, sha256: str | None = None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, limit_bytes: int, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, on the CPU, and its metadata.
 
-    Raises SeqLoRAError, with the advice, for a file that is larger than `limit_bytes`, not whole, or not exactly what its
+    Raises SeqLoRAError for a file that is larger than `limit_bytes`, not whole, or not exactly what its
     header says; and where `sha256` is given, for any other file than that one.
     """
-    data = read_bytes(path, limit_bytes, advice)
+    data = read_bytes(path, limit_bytes)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise SeqLoRAError(f"{path} was changed since it was written; {advice}.")
+        raise SeqLoRAError(f"{path} was changed since it was written", RESTORE)
     try:
         header = parse_header(data, len(data))
         raw = torch.frombuffer(data, dtype=torch.uint8)[header.start :]
         return {name: _view(raw, entry) for name, entry in header.tensors.items()}, header.metadata
     except ValueError as error:
-        raise _unreadable(path, error, advice) from error
+        raise _unreadable(path, error) from error
 
 
-def read_header(path: Path, advice: str = RESTORE) -> Header:
+def read_header(path: Path) -> Header:
     """What a safetensors file says about itself; its tensors are not read. Raises SeqLoRAError as `read_tensors` does."""
     try:
         with _opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             return parse_header(file.read(min(size, 8 + MAX_HEADER)), size)
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error, advice) from error
+        raise _unreadable(path, error) from error
 
 
 def _opened(path: Path) -> io.BufferedReader:
@@ -96,9 +94,9 @@ def _opened(path: Path) -> io.BufferedReader:
     return file
 
 
-def _unreadable(path: Path, error: Exception, advice: str) -> SeqLoRAError:
+def _unreadable(path: Path, error: Exception) -> SeqLoRAError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return SeqLoRAError(f"{path} cannot be read ({reason}); {advice}.")
+    return SeqLoRAError(f"{path} cannot be read ({reason})", RESTORE)
 
 
 @dataclass(frozen=True)

@@ -25,20 +25,20 @@ def copy(library: Library, names: Sequence[str], path: Path) -> Library:
     something already or a file is not as it was written."""
     checked_name(path.name, "library name")
     if os.path.lexists(path):
-        raise SeqLoRAError(f"There is something at {path} already; choose another name.")
+        raise SeqLoRAError(f"There is something at {path} already", "choose another name")
     chosen = [library.find(name) for name in names]
     if not chosen:
-        raise SeqLoRAError("No concept is named; name at least one.")
+        raise SeqLoRAError("No concept is named", "name at least one")
     part = library.having(concepts=tuple(record for record in library.concepts if record in chosen))
     try:
         path.mkdir(parents=True)
     except OSError as error:
-        raise SeqLoRAError(f"Could not make {path} ({error.strerror}); {remedy(error)}.") from error
+        raise SeqLoRAError(f"Could not make {path} ({error.strerror})", remedy(error)) from error
     try:
         for file, sha256 in _files(part):
             data = bytes(read_bytes(part.inside(file), MAX_FILE))
             if sha256 not in ("", hashlib.sha256(data).hexdigest()):
-                raise SeqLoRAError(f"{part.path / file} was changed since it was written; {RESTORE}.")
+                raise SeqLoRAError(f"{part.path / file} was changed since it was written", RESTORE)
             write_bytes(path / file, data)
         return LibraryWriter(replace(part, path=path)).save()
     except BaseException:

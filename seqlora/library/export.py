@@ -35,9 +35,9 @@ def export_composed(
     """
     for what, given, known in (("format", format, FORMATS), ("dtype", dtype, DTYPES)):
         if given not in known:
-            raise SeqLoRAError(f"{what} is '{given}', but must be one of: {', '.join(known)}.")
+            raise SeqLoRAError(f"{what} is '{given}', but must be one of: {', '.join(known)}")
     if not selection or library.base is None:
-        raise SeqLoRAError(f"No concepts of library '{library.path.name}' are selected; name at least one, or '*' for all.")
+        raise SeqLoRAError(f"No concepts of library '{library.path.name}' are selected", "name at least one, or '*' for all")
     composed = library.compose(selection)
     tensors = {
         name: tensor if name.endswith(ALPHA) else tensor.to(DTYPES[dtype])
@@ -45,7 +45,7 @@ def export_composed(
     }
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise SeqLoRAError(f"{name} has values too large for {dtype}; export as fp32 or lower the strengths.")
+            raise SeqLoRAError(f"{name} has values too large for {dtype}", "export as fp32 or lower the strengths")
     write_tensors(path, tensors, metadata(library, selection, composed, path.stem))
     return path
 

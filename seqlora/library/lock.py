@@ -34,22 +34,22 @@ class LibraryLock:
     def acquire(self, timeout: float) -> bool:
         """Waits up to so many seconds; whether it is ours now. Raises SeqLoRAError where there is no folder, or no writing."""
         if not self.path.is_dir():  # the lock would make one
-            raise SeqLoRAError(f"There is no library at {self.path}; create it first.")
+            raise SeqLoRAError(f"There is no library at {self.path}", "create it first")
         if not is_within(self.path / LOCK, self.path):
-            raise SeqLoRAError(f"{self.path / LOCK} leads out of the library's folder; remove it.")
+            raise SeqLoRAError(f"{self.path / LOCK} leads out of the library's folder", "remove it")
         try:
             self._lock.acquire(timeout=timeout)
         except Timeout:
             return False
         except OSError as error:
-            raise SeqLoRAError(f"Could not write to {self.path} ({error.strerror}); {remedy(error)}.") from error
+            raise SeqLoRAError(f"Could not write to {self.path} ({error.strerror})", remedy(error)) from error
         return True
 
     def acquire_soon(self) -> None:
         """For work that takes no time. Raises SeqLoRAError where a training does not let go within PATIENCE seconds."""
         if not self.acquire(timeout=PATIENCE):
             raise SeqLoRAError(
-                f"A training is writing to library '{self.path.name}'; wait until it ends or cancel it, then try again."
+                f"A training is writing to library '{self.path.name}'", "wait until it ends or cancel it, then try again"
             )
 
     def release(self) -> None:

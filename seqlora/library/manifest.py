@@ -84,7 +84,7 @@ class Manifest:
         try:
             parse(data)
         except ValueError as error:
-            raise SeqLoRAError(f"The library cannot be listed ({error}); nothing was changed.") from error
+            raise SeqLoRAError(f"The library cannot be listed ({error})", "nothing was changed") from error
         return data
 
 
@@ -94,7 +94,7 @@ def parse(data: bytes | bytearray | str) -> Manifest:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
     found = _mapping(parse_json(data), "it")
     if "format" in found and found["format"] != FORMAT:
-        raise UnknownFormatError(str(found["format"])[:20])
+        raise UnknownFormatError(f"has format {str(found['format'])[:20]}", f"this version reads {FORMAT}. Update the pack")
     wanted = {"format", *(entry.name for entry in fields(Manifest))}
     if found.keys() != wanted:
         raise ValueError(f"field {min(found.keys() ^ wanted)!r} is missing or unknown")

@@ -51,15 +51,13 @@ def write_moments(path: Path, moments: Moments) -> str:
     return write_tensors(path, tensors_of(moments), about)
 
 
-def read_moments(
-    path: Path, layers: Mapping[str, Sequence[int]], sha256: str, advice: str = RESTORE, felt: bool = False
-) -> Moments:
+def read_moments(path: Path, layers: Mapping[str, Sequence[int]], sha256: str, felt: bool = False) -> Moments:
     """With `felt`, also what the output feels of each layer, as the base model's own moments have it.
 
-    Raises SeqLoRAError, with the advice, unless this is that file and has a moment of the right size for each layer.
+    Raises SeqLoRAError unless this is that file and has a moment of the right size for each layer.
     """
     limit = MAX_HEADER + sum(4 * side * (_columns(side) + 1) for shape in layers.values() for side in shape)
-    tensors, about = read_tensors(path, limit, advice, sha256)
+    tensors, about = read_tensors(path, limit, sha256)
     try:
         input_of, energy = (parse_json(about[key]) for key in ("input_of", "output_energy"))
         by_input = {}
@@ -72,7 +70,7 @@ def read_moments(
         inputs, energies = {name: input_of[name] for name in layers}, {name: float(energy[name]) for name in layers}
         return Moments(by_input, inputs, energies, gammas)
     except (KeyError, TypeError, ValueError) as error:
-        raise SeqLoRAError(f"{path} holds no moments of this library's model ({error}); {advice}.") from error
+        raise SeqLoRAError(f"{path} holds no moments of this library's model ({error})", RESTORE) from error
 
 
 def _columns(width: int) -> int:

@@ -33,7 +33,7 @@ def repair(path: Path) -> tuple[Library, list[str]]:
     Raises SeqLoRAError where another version wrote the library, a training is at work, or there is nothing to go by.
     """
     if not (path / "concepts").is_dir() and not (path / MANIFEST).exists():
-        raise SeqLoRAError(f"There is no library at {path}; create it first.")
+        raise SeqLoRAError(f"There is no library at {path}", "create it first")
     with LibraryLock(path).short():
         return _repair(path)
 
@@ -70,7 +70,7 @@ def _repair(path: Path) -> tuple[Library, list[str]]:
         library.prior()
     except SeqLoRAError as error:
         library = library.having(prior_sha256="")
-        done.append(f"{str(error).partition(';')[0]}; it will be measured again.")
+        done.append(f"{error.problem}; it will be measured again.")
     if before is None or library.manifest != before.manifest:
         if before is None and (path / MANIFEST).exists():
             _set_aside(path, path / MANIFEST)
@@ -93,7 +93,7 @@ def _unlisted(path: Path) -> Manifest:
             described, _ = read_described(path, file.relative_to(path).as_posix())
             found.append(replace(described, concepts=()))
     if not found:
-        raise SeqLoRAError(f"{path} has no manifest and no concept file to rebuild it from; restore {MANIFEST} from a copy.")
+        raise SeqLoRAError(f"{path} has no manifest and no concept file to rebuild it from", f"restore {MANIFEST} from a copy")
     votes = Counter(_kind(described) for described in found)
     return [described for described in found if _kind(described) == votes.most_common(1)[0][0]][-1]
 
@@ -108,9 +108,9 @@ def _found(library: Library, done: list[str]) -> Iterator[tuple[Record, Basis]]:
         try:
             described, record = read_described(library.path, file)
             if _kind(described) != _kind(library.manifest):
-                raise SeqLoRAError(f"{path} belongs to another library.")
+                raise SeqLoRAError(f"{path} belongs to another library")
             if not file.isprintable():
-                raise SeqLoRAError("its name is no text.")
+                raise SeqLoRAError("its name is no text")
             digest = hashlib.sha256(read_bytes(path, library.concept_limit())).hexdigest()
             record = replace(record, file=file, sha256=digest)
             alone = library.having(concepts=(record,))
@@ -131,7 +131,7 @@ def _fit(library: Library, record: Record, basis: Basis, kept: Sequence[tuple[Re
     """Raises SeqLoRAError unless the concept can stand beside those that are kept."""
     for other, other_basis in kept:
         if record.id == other.id or collision_key(record.name) == collision_key(other.name):
-            raise SeqLoRAError(f"{library.path / record.file} was not taken in: it is another version of '{other.name}'.")
+            raise SeqLoRAError(f"{library.path / record.file} was not taken in: it is another version of '{other.name}'")
         check_orthogonal(library, (record, basis), (other, other_basis))
 
 
@@ -145,5 +145,5 @@ def _set_aside(path: Path, file: Path) -> Path:
         place.parent.mkdir(exist_ok=True)
         os.replace(file, place)
     except OSError as error:
-        raise SeqLoRAError(f"Could not move {file} to {place} ({error.strerror}); {remedy(error)}.") from error
+        raise SeqLoRAError(f"Could not move {file} to {place} ({error.strerror})", remedy(error)) from error
     return place

@@ -39,19 +39,19 @@ class Library(LibraryView):
         """Makes an empty library, or opens the one that is there if it agrees."""
         checked_name(path.name, "library name")
         if rank < 1 or capacity < 1:
-            raise SeqLoRAError(f"rank is {rank} and capacity is {capacity}; both must be at least 1.")
+            raise SeqLoRAError(f"rank is {rank} and capacity is {capacity}", "both must be at least 1")
         if targets not in TARGETS:
-            raise SeqLoRAError(f"targets is '{targets}', but must be one of: {', '.join(TARGETS)}.")
+            raise SeqLoRAError(f"targets is '{targets}', but must be one of: {', '.join(TARGETS)}")
         if not (path / MANIFEST).exists():
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise SeqLoRAError(f"Could not make {path} ({error.strerror}); {remedy(error)}.") from error
+                raise SeqLoRAError(f"Could not make {path} ({error.strerror})", remedy(error)) from error
             with LibraryLock(path).short():
                 if not (path / MANIFEST).exists():  # still: another process may make the same
                     if any((path / "concepts").glob("*.safetensors")):
                         raise SeqLoRAError(
-                            f"{path} has concepts but no {MANIFEST}; {RESTORE}, or rebuild it with: seqlora repair."
+                            f"{path} has concepts but no {MANIFEST}", f"{RESTORE}, or rebuild it with: seqlora repair"
                         )
                     return LibraryWriter(cls(path, Manifest(rank, capacity, targets))).save()
         library = cls.open(path)
@@ -59,8 +59,8 @@ class Library(LibraryView):
             found = getattr(library, what)
             if found != wanted:
                 raise SeqLoRAError(
-                    f"Library '{path.name}' exists with {what} {found}, not {wanted}; "
-                    f"set {what} to {found} or choose another name."
+                    f"Library '{path.name}' exists with {what} {found}, not {wanted}",
+                    f"set {what} to {found} or choose another name",
                 )
         return library
 
@@ -72,18 +72,16 @@ class Library(LibraryView):
             file.lstat()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise SeqLoRAError(f"There is no library at {path} ({reason}); create it first.") from error
+            raise SeqLoRAError(f"There is no library at {path} ({reason})", "create it first") from error
         if not is_within(file, path):
-            raise SeqLoRAError(f"{file} leads out of the library's folder; {RESTORE}.")
+            raise SeqLoRAError(f"{file} leads out of the library's folder", RESTORE)
         data = read_bytes(file, manifest.MAX_BYTES)
         try:
             return cls(path, manifest.parse(data), digest_of(data))
         except UnknownFormatError as error:
-            raise UnknownFormatError(
-                f"{file} has format {error}; this version reads {manifest.FORMAT}. Update the pack."
-            ) from error
+            raise UnknownFormatError(f"{file} {error.problem}", error.remedy) from error
         except ValueError as error:
-            raise SeqLoRAError(f"{file} is damaged ({error}); {RESTORE}, or rebuild it with: seqlora repair.") from error
+            raise SeqLoRAError(f"{file} is damaged ({error})", f"{RESTORE}, or rebuild it with: seqlora repair") from error
 
     @contextmanager
     def writing(self, lock: LibraryLock | None = None) -> Iterator[LibraryWriter[Library]]:

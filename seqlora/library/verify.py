@@ -87,7 +87,8 @@ def check_orthogonal(library: Library, one: tuple[Record, Basis], other: tuple[R
         if entry > ORTHOGONALITY:
             raise SeqLoRAError(
                 f"{library.path / later.file} is not orthogonal to concept '{earlier.name}' in layer {layer} "
-                f"(entry {entry:.1e}); restore it from a copy, or teach '{later.name}' anew."
+                f"(entry {entry:.1e})",
+                f"restore it from a copy, or teach '{later.name}' anew",
             )
 
 
@@ -96,7 +97,9 @@ def check_header(library: Library, record: Record) -> None:
     described, told = read_described(library.path, record.file)
     told = replace(told, file=record.file, sha256=record.sha256)
     if _text(described, told) != _text(library.manifest, record):
-        raise SeqLoRAError(f"{library.path / record.file} describes another concept than the manifest; restore it from a copy.")
+        raise SeqLoRAError(
+            f"{library.path / record.file} describes another concept than the manifest", "restore it from a copy"
+        )
 
 
 def read_described(folder: Path, file: str) -> tuple[Manifest, Record]:
@@ -107,7 +110,7 @@ def read_described(folder: Path, file: str) -> tuple[Manifest, Record]:
         described = parse(header.metadata["seqlora"])
         (record,) = described.concepts
     except (KeyError, ValueError) as error:
-        raise SeqLoRAError(f"{path} does not say which concept it is; restore it from a copy.") from error
+        raise SeqLoRAError(f"{path} does not say which concept it is", "restore it from a copy") from error
     return described, record
 
 
@@ -123,7 +126,7 @@ def untracked_files(library: Library) -> Iterator[Path]:
         known |= {record.file, moments_file(record.id)}
     for folder, patterns in FILES.items():
         if not is_within(library.path / folder, library.path):
-            raise SeqLoRAError(f"{library.path / folder} leads out of the library's folder; put a folder there instead.")
+            raise SeqLoRAError(f"{library.path / folder} leads out of the library's folder", "put a folder there instead")
         for pattern in (*patterns, ".*.tmp"):
             for path in sorted((library.path / folder).glob(pattern)):
                 if path.relative_to(library.path).as_posix() not in known:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import SeqLoRAError
+from ..errors import SeqLoRAError, remedied
 from ..io.atomic import RESTORE, is_within
 from ..io.names import checked_name, collision_key, slug
 from ..io.safetensors_file import MAX_HEADER, read_header, read_tensors
@@ -52,7 +52,7 @@ class LibraryView:
         """The checked name. Raises SeqLoRAError if a concept has it already, or one that looks the same."""
         name = checked_name(name, "concept name")
         if collision_key(name) in map(collision_key, self.names):
-            raise SeqLoRAError(f"Library '{self.path.name}' has a concept '{name}' already; choose another name.")
+            raise SeqLoRAError(f"Library '{self.path.name}' has a concept '{name}' already", "choose another name")
         return name
 
     # -- what it holds
@@ -66,7 +66,7 @@ class LibraryView:
             if record.name == name:
                 return record
         raise SeqLoRAError(
-            f"Library '{self.path.name}' has no concept '{name}'; it has: {', '.join(self.names) or 'none yet'}."
+            f"Library '{self.path.name}' has no concept '{name}'", f"it has: {', '.join(self.names) or 'none yet'}"
         )
 
     @property
@@ -104,14 +104,15 @@ class LibraryView:
         try:
             concept = from_native(tensors)
         except SeqLoRAError as error:
-            raise SeqLoRAError(f"{path} is no concept file: {error}") from error
+            raise SeqLoRAError(f"{path} is no concept file: {error.problem}", error.remedy) from error
         self._check(path, concept)
         return concept
 
     def tensors(self, record: Record) -> dict[str, Tensor]:
         """What is in a concept's file, by hash."""
-        advice = f"{RESTORE}, or remove concept '{record.name}'"
-        return read_tensors(self.inside(record.file), self.concept_limit(), advice, record.sha256)[0]
+        path = self.inside(record.file)
+        with remedied(f"{RESTORE}, or remove concept '{record.name}'"):
+            return read_tensors(path, self.concept_limit(), record.sha256)[0]
 
     def concept_limit(self) -> int:
         """No concept file of this library has more bytes."""
@@ -123,19 +124,19 @@ class LibraryView:
     def _check(self, path: Path, concept: Concept) -> None:
         for layer in self.layers:
             if layer not in concept:
-                raise SeqLoRAError(f"{path}: layer {layer} is missing; restore the file.")
+                raise SeqLoRAError(f"{path}: layer {layer} is missing", "restore the file")
         for layer, (A, B) in concept.items():
             m, n = self.layers.get(layer, (0, 0))
             if (A.shape, B.shape) != ((m, self._rank(n)), (n, self._rank(n))):
-                raise SeqLoRAError(f"{path}: layer {layer} does not fit this library's model; restore the file.")
+                raise SeqLoRAError(f"{path}: layer {layer} does not fit this library's model", "restore the file")
             if A.dtype not in (torch.float32, torch.float16, torch.bfloat16) or B.dtype != A.dtype:
-                raise SeqLoRAError(f"{path}: layer {layer} has dtype {A.dtype}; it must be float32, float16 or bfloat16.")
+                raise SeqLoRAError(f"{path}: layer {layer} has dtype {A.dtype}", "it must be float32, float16 or bfloat16")
             if not (A.isfinite().all() and B.isfinite().all()):
-                raise SeqLoRAError(f"{path}: layer {layer} holds values that are not numbers; restore the file.")
+                raise SeqLoRAError(f"{path}: layer {layer} holds values that are not numbers", "restore the file")
             error = float((B.float().mT @ B.float() - torch.eye(B.shape[1])).abs().max())
             if error > ORTHOGONALITY:
                 raise SeqLoRAError(
-                    f"{path}: the basis of layer {layer} is not orthonormal (error {error:.1e}); restore the file."
+                    f"{path}: the basis of layer {layer} is not orthonormal (error {error:.1e})", "restore the file"
                 )
 
     def inside(self, relative: str) -> Path:
@@ -146,13 +147,15 @@ class LibraryView:
         """G, once it was measured."""
         if not self.manifest.prior_sha256:
             return None
-        advice = f"{RESTORE}, or run: seqlora repair"
-        return read_moments(self.inside(PRIOR), self.layers, self.manifest.prior_sha256, advice, felt=True)
+        path = self.inside(PRIOR)
+        with remedied(f"{RESTORE}, or run: seqlora repair"):
+            return read_moments(path, self.layers, self.manifest.prior_sha256, felt=True)
 
     def moments(self, name: str) -> Moments:
         record = self.find(name)
-        advice = f"{RESTORE}, or remove concept '{name}'"
-        return read_moments(self.inside(moments_file(record.id)), self.layers, record.moments_sha256, advice)
+        path = self.inside(moments_file(record.id))
+        with remedied(f"{RESTORE}, or remove concept '{name}'"):
+            return read_moments(path, self.layers, record.moments_sha256)
 
     def moments_sum(self) -> Moments | None:
         total: Moments | None = None
@@ -184,7 +187,8 @@ class LibraryView:
                 wanted = f"{ours[0]} x {ours[1]}" if ours else "no such layer"
                 raise SeqLoRAError(
                     f"Library '{self.path.name}' belongs to another model ({self.base.family}): "
-                    f"layer {name} {found} here, {wanted} there; choose another library or model."
+                    f"layer {name} {found} here, {wanted} there",
+                    "choose another library or model",
                 )
 
 
@@ -193,7 +197,7 @@ def inside(folder: Path, relative: str) -> Path:
     path = folder / relative
     if not is_within(path, folder):
         raise SeqLoRAError(
-            f"Library '{folder.name}' names a file outside its folder ({relative}); it was tampered with, {RESTORE}."
+            f"Library '{folder.name}' names a file outside its folder ({relative})", f"it was tampered with, {RESTORE}"
         )
     return path
 

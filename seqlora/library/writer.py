@@ -77,7 +77,7 @@ class LibraryWriter(Generic[V]):
         ranks = {layer: pair.up.shape[1] for layer, pair in trained.pairs.items()}
         if library.base is None or ranks != library.ranks(library.layers):
             raise SeqLoRAError(
-                f"Concept '{name}' has other layers or ranks than library '{library.path.name}'; it was not filed."
+                f"Concept '{name}' has other layers or ranks than library '{library.path.name}'", "it was not filed"
             )
         number = max((record.id for record in library.concepts), default=0) + 1
         record = Record(

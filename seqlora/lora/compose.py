@@ -30,11 +30,11 @@ def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
         except ValueError:
             strength = float("nan")
         if not abs(strength) <= 100:
-            raise SeqLoRAError(f"'{line}' has no usable strength after the colon; write for example '{name}: 0.8'.")
+            raise SeqLoRAError(f"'{line}' has no usable strength after the colon", f"write for example '{name}: 0.8'")
         if name != "*" and name not in known:
-            raise SeqLoRAError(f"There is no concept '{name}' in this library; it has: {', '.join(known) or 'none yet'}.")
+            raise SeqLoRAError(f"There is no concept '{name}' in this library", f"it has: {', '.join(known) or 'none yet'}")
         if name in named:
-            raise SeqLoRAError(f"'{name}' is selected twice; keep one of the lines.")
+            raise SeqLoRAError(f"'{name}' is selected twice", "keep one of the lines")
         named[name] = strength
     chosen = dict.fromkeys(known, named.pop("*", 0.0))
     return {name: strength for name, strength in (chosen | named).items() if strength}

@@ -81,9 +81,7 @@ def from_native(state_dict: Mapping[str, Tensor]) -> dict[str, LoRAPair]:
     for key, tensor in state_dict.items():
         suffix = next((s for s in (UP, DOWN, ALPHA) if key.endswith(s)), None)
         if suffix is None or not key.startswith((PREFIX, TRANSFORMER)):
-            raise SeqLoRAError(
-                f"Key {key!r} is not a native LoRA key: it must be {PREFIX}<layer> with {UP}, {DOWN} or {ALPHA}."
-            )
+            raise SeqLoRAError(f"Key {key!r} is not a native LoRA key: it must be {PREFIX}<layer> with {UP}, {DOWN} or {ALPHA}")
         parts.setdefault(key.removesuffix(suffix), {})[suffix] = tensor
     return {name: _pair(name, part) for name, part in parts.items()}
 
@@ -91,15 +89,15 @@ def from_native(state_dict: Mapping[str, Tensor]) -> dict[str, LoRAPair]:
 def _pair(name: str, part: Mapping[str, Tensor]) -> LoRAPair:
     for suffix in (UP, DOWN):
         if suffix not in part:
-            raise SeqLoRAError(f"Key '{name}{suffix}' is missing beside '{name}{next(iter(part))}'; the file is incomplete.")
+            raise SeqLoRAError(f"Key '{name}{suffix}' is missing beside '{name}{next(iter(part))}'", "the file is incomplete")
     a, b = part[UP], part[DOWN].T if part[DOWN].ndim == 2 else part[DOWN]
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not a.shape[1]:
         raise SeqLoRAError(
-            f"Key '{name}{UP}' is {tuple(a.shape)} and its {DOWN} {tuple(part[DOWN].shape)}; expected (m, r) and (r, n)."
+            f"Key '{name}{UP}' is {tuple(a.shape)} and its {DOWN} {tuple(part[DOWN].shape)}", "expected (m, r) and (r, n)"
         )
     rank = a.shape[1]
     alpha = part.get(ALPHA, torch.tensor(float(rank)))
     if alpha.numel() != 1 or not math.isfinite(alpha.item()):
-        raise SeqLoRAError(f"Key '{name}{ALPHA}' must be one finite number, but is {alpha.tolist()}.")
+        raise SeqLoRAError(f"Key '{name}{ALPHA}' must be one finite number, but is {alpha.tolist()}")
     scale = alpha.item() / rank
     return LoRAPair(a if scale == 1 else a * scale, b.contiguous())

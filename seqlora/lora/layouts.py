@@ -102,7 +102,7 @@ def layout_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
     def level(kind: str, plain: str, attention: str, length: int, depth: int | Sequence[int]) -> list[int]:
         if kind not in (plain, attention):
-            raise SeqLoRAError(f"UNet block type {kind!r} does not exist in ComfyUI's UNet; use {plain} or {attention}.")
+            raise SeqLoRAError(f"UNet block type {kind!r} does not exist in ComfyUI's UNet", f"use {plain} or {attention}")
         return _each(depth, length) if kind == attention else [0] * length
 
     ups = zip(up_types, resnets[::-1], up_depths, strict=True)
@@ -219,7 +219,7 @@ def unet_state_dict_to_native(state_dict: Mapping[str, Tensor], config: Mapping[
     for key, tensor in state_dict.items():
         path, _, kind = key.rpartition(".")
         if path not in names:
-            raise SeqLoRAError(f"UNet weight {key!r} has no ComfyUI name; check that the configuration belongs to it.")
+            raise SeqLoRAError(f"UNet weight {key!r} has no ComfyUI name", "check that the configuration belongs to it")
         native[f"{names[path]}.{kind}"] = tensor
     return native
 
@@ -239,7 +239,7 @@ def native_to_diffusers(concept: Mapping[str, LoRAPair], layout: Mapping[str, An
         path = name.removeprefix(PREFIX)
         names = (unet[path],) if path in unet else _transformer_names(path, layout["family"])
         if not names:
-            raise SeqLoRAError(f"Layer {name!r} has no diffusers name (model family {layout['family']!r}); export as native.")
+            raise SeqLoRAError(f"Layer {name!r} has no diffusers name (model family {layout['family']!r})", "export as native")
         for part, rows in zip(names, _split(name, pair, len(names)), strict=True):
             out[part] = LoRAPair(rows, pair.basis)
     return out
@@ -259,5 +259,5 @@ def _split(name: str, pair: LoRAPair, parts: int) -> Sequence[Tensor]:
     m, n = pair.up.shape[0], pair.basis.shape[0]
     widths = [n] * 3 + [m - 3 * n] * (parts - 3)
     if sum(widths) != m or min(widths) < 1:
-        raise SeqLoRAError(f"Layer {name!r} is {m} x {n}, which does not split into {parts} parts; check its model.")
+        raise SeqLoRAError(f"Layer {name!r} is {m} x {n}, which does not split into {parts} parts", "check its model")
     return pair.up.split(widths)

@@ -22,14 +22,14 @@ def choose_layers(model: nn.Module, targets: str, prefix: str = "diffusion_model
     Raises SeqLoRAError where nothing matches: such a model cannot be taught.
     """
     if targets not in TARGETS:
-        raise SeqLoRAError(f"targets is '{targets}', but must be one of: {', '.join(TARGETS)}.")
+        raise SeqLoRAError(f"targets is '{targets}', but must be one of: {', '.join(TARGETS)}")
     chosen = {}
     for name, module in model.named_modules():
         numbered = any(part.isdigit() for part in name.split("."))
         if numbered and is_linear(module) and not _SKIP.search(name) and any(p.search(name) for p in TARGETS[targets]):
             chosen[prefix + name] = module
     if not chosen:
-        raise SeqLoRAError("No attention layers were found in this model; use a diffusion model with transformer blocks.")
+        raise SeqLoRAError("No attention layers were found in this model", "use a diffusion model with transformer blocks")
     return chosen
 
 

@@ -95,9 +95,9 @@ def change_energy(concept: Concept, moments: Moments, layer: str) -> float:
 def check_probability(delta: float, constant: float) -> None:
     """Raises SeqLoRAError for a chance of failure or a sub-Gaussian constant that cannot be."""
     if not 0 < delta < 1:
-        raise SeqLoRAError(f"delta is {delta:g}, but must lie between 0 and 1: the chance that the bound fails.")
+        raise SeqLoRAError(f"delta is {delta:g}, but must lie between 0 and 1: the chance that the bound fails")
     if not 1 <= constant < math.inf:
-        raise SeqLoRAError(f"The sub-Gaussian constant is {constant:g}, but no distribution has one below 1, a Gaussian's.")
+        raise SeqLoRAError(f"The sub-Gaussian constant is {constant:g}, but no distribution has one below 1, a Gaussian's")
 
 
 def forgetting_bound(trace: float, frobenius: float, spectral: float, delta: float = 0.05, constant: float = 1.0) -> float:
@@ -173,7 +173,7 @@ def check_bound(
         for handle in handles:
             handle.remove()
     if not all(squares.values()):
-        raise SeqLoRAError("There is no batch to check the bound on; give at least one.")
+        raise SeqLoRAError("There is no batch to check the bound on", "give at least one")
     return {
         name: _compared(torch.cat(found).double(), disturbance(concepts, j, moments, name), delta, constant)
         for name, found in squares.items()

@@ -132,7 +132,7 @@ class _Averages:
         averages = {}
         for name, total in self._sums.items():
             if not total.diagonal.isfinite().all():
-                raise SeqLoRAError(f"Layer {name} sees values that are not numbers; load the model in bfloat16 or float32.")
+                raise SeqLoRAError(f"Layer {name} sees values that are not numbers", "load the model in bfloat16 or float32")
             average = total * (1 / self.rows[name])
             averages[name] = Moment(average.sketch.cpu(), average.diagonal.cpu())
         return averages

@@ -61,7 +61,7 @@ def read_prompt(text: str, records: Sequence[Record]) -> Prompt:
             continue
         record, strength, position = mention
         if named.get(record.name) not in (None, strength) and strength is not None:
-            raise SeqLoRAError(f"The prompt gives @{record.name} two strengths; keep one of them.")
+            raise SeqLoRAError(f"The prompt gives @{record.name} two strengths", "keep one of them")
         named[record.name] = named.get(record.name) if strength is None else strength
         parts.append(record.subject)
         plain.append("\n")
@@ -104,7 +104,7 @@ def _mention(text: str, at: int, depth: int, records: Sequence[Record]) -> tuple
         return record, None, end
     strength = float(number[1])
     if abs(strength) > LARGEST:
-        raise SeqLoRAError(f"The strength {number[1]} of @{record.name} is too large; use one between -10 and 10.")
+        raise SeqLoRAError(f"The strength {number[1]} of @{record.name} is too large", "use one between -10 and 10")
     return record, strength, number.end()
 
 
@@ -121,10 +121,12 @@ def _find(name: str, records: Sequence[Record]) -> Record:
             return record
     names = {record.name.casefold(): record.name for record in records}
     if not names:
-        raise SeqLoRAError(f"There is no concept '{name}': the library has none yet; teach one, or write \\@ for a plain sign.")
+        raise SeqLoRAError(
+            f"There is no concept '{name}': the library has none yet", "teach one, or write \\@ for a plain sign"
+        )
     nearest = difflib.get_close_matches(name.casefold(), names, 1, 0.5)
-    meant = f"did you mean @{names[nearest[0]]}?" if nearest else f"it has: {', '.join(names.values())}."
-    raise SeqLoRAError(f"There is no concept '{name}' in this library; {meant}")
+    meant = f"did you mean @{names[nearest[0]]}?" if nearest else f"it has: {', '.join(names.values())}"
+    raise SeqLoRAError(f"There is no concept '{name}' in this library", meant)
 
 
 def _triggered(text: str, records: Sequence[Record]) -> list[str]:
@@ -139,7 +141,9 @@ def _triggered(text: str, records: Sequence[Record]) -> list[str]:
             continue
         sharing = [record.name for record in by_trigger[trigger]]
         if len(sharing) > 1:
-            raise SeqLoRAError(f"'{trigger}' is the trigger of {' and '.join(sharing)}; write @{sharing[0]} or @{sharing[1]}.")
+            raise SeqLoRAError(
+                f"'{trigger}' is the trigger of {' and '.join(sharing)}", f"write @{sharing[0]} or @{sharing[1]}"
+            )
         found += sharing
     return found
 

@@ -25,7 +25,7 @@ def library_report(
     """
     check_probability(delta, constant)
     if not selection:
-        raise SeqLoRAError("No concept is selected; name at least one, or '*' for all.")
+        raise SeqLoRAError("No concept is selected", "name at least one, or '*' for all")
     concepts = [_scaled(library.load(name), strength) for name, strength in selection.items()]
     moments = [library.moments(name) for name in selection]
     prior = library.prior()

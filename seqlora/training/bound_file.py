@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SeqLoRAError
+from ..errors import SeqLoRAError, remedied
 from ..io.bounded_json import parse_json
 from ..io.safetensors_file import read_tensors, write_tensors
 
@@ -28,19 +28,20 @@ def write_bound(path: Path, binding: str, header: Mapping[str, Any], tensors: Ma
 
 def read_bound(path: Path, binding: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Raises SeqLoRAError for a file that is damaged, of another version, or bound to something else."""
-    tensors, metadata = read_tensors(path, MAX_BYTES, ANEW)
+    with remedied(ANEW):
+        tensors, metadata = read_tensors(path, MAX_BYTES)
     text = metadata.get("seqlora", "")
     if metadata.get("digest") != _digest(text, tensors):
-        raise SeqLoRAError(f"{path} is damaged; {ANEW}.")
+        raise SeqLoRAError(f"{path} is damaged", ANEW)
     try:
         header = parse_json(text)
         found = header["format"], header["binding"]
     except (KeyError, TypeError, ValueError) as error:  # a digest can be forged
-        raise SeqLoRAError(f"{path} is damaged ({error}); {ANEW}.") from error
+        raise SeqLoRAError(f"{path} is damaged ({error})", ANEW) from error
     if found[0] != FORMAT:
-        raise SeqLoRAError(f"{path} was written by another version; {ANEW}.")
+        raise SeqLoRAError(f"{path} was written by another version", ANEW)
     if found[1] != binding:
-        raise SeqLoRAError(f"{path} is of another state of the library; {ANEW}.")
+        raise SeqLoRAError(f"{path} is of another state of the library", ANEW)
     return header, tensors
 
 

@@ -109,4 +109,4 @@ def read(path: Path, binding: str) -> State:
         moments = moments_from(tensors, header)
         return State(header["place"], tensors, moments)
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # a digest can be forged
-        raise SeqLoRAError(f"{path} is damaged ({error}); {ANEW}.") from error
+        raise SeqLoRAError(f"{path} is damaged ({error})", ANEW) from error

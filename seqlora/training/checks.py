@@ -15,7 +15,7 @@ from ..settings import Settings
 def check_latents(latents: Sequence[Tensor]) -> None:
     for number, latent in enumerate(latents, 1):
         if not latent.isfinite().all():
-            raise SeqLoRAError(f"Picture {number} was encoded to values that are not numbers; run the VAE in float32.")
+            raise SeqLoRAError(f"Picture {number} was encoded to values that are not numbers", "run the VAE in float32")
 
 
 @contextmanager
@@ -28,6 +28,6 @@ def memory_advice(settings: Settings) -> Iterator[None]:
         if not known and not any(words in str(error) for words in ("out of memory", "allocate memory")):
             raise
         raise SeqLoRAError(
-            f"The device ran out of memory; lower batch_size (now {settings.batch_size}), the pictures' size "
-            "or the library's rank, or choose fewer targets."
+            "The device ran out of memory",
+            f"lower batch_size (now {settings.batch_size}), the pictures' size or the library's rank, or choose fewer targets",
         ) from error

@@ -39,8 +39,8 @@ def prepare_captions(request: TrainingRequest) -> tuple[list[str], int]:
         return [f"a photo of {subject}"] * len(request.pictures), 0
     if len(request.captions) != len(request.pictures):
         raise SeqLoRAError(
-            f"There are {len(request.captions)} captions for {len(request.pictures)} pictures; "
-            "give one caption per picture, or none."
+            f"There are {len(request.captions)} captions for {len(request.pictures)} pictures",
+            "give one caption per picture, or none",
         )
     prepared, added = [], 0
     for caption in request.captions:
@@ -57,18 +57,18 @@ def check_request(request: TrainingRequest) -> TrainingRequest:
     name = checked_name(request.name, "concept name")
     trigger = request.trigger.strip()
     if not trigger:
-        raise SeqLoRAError("The trigger is empty; give a made-up word that stands for the concept in prompts.")
+        raise SeqLoRAError("The trigger is empty", "give a made-up word that stands for the concept in prompts")
     if not request.pictures:
-        raise SeqLoRAError("There are no pictures; connect at least one image.")
+        raise SeqLoRAError("There are no pictures", "connect at least one image")
     for number, picture in enumerate(request.pictures, 1):
         if picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape[:2]) < MIN_SIDE:
             raise SeqLoRAError(
-                f"Picture {number} has shape {tuple(picture.shape)}; pictures must be RGB, at least {MIN_SIDE} pixels a side."
+                f"Picture {number} has shape {tuple(picture.shape)}", f"pictures must be RGB, at least {MIN_SIDE} pixels a side"
             )
         if not torch.isfinite(picture).all():
-            raise SeqLoRAError(f"Picture {number} holds values that are not numbers; replace it.")
+            raise SeqLoRAError(f"Picture {number} holds values that are not numbers", "replace it")
         if float(picture.max() - picture.min()) < 1 / 255:
-            raise SeqLoRAError(f"Picture {number} is one flat colour; replace it.")
+            raise SeqLoRAError(f"Picture {number} is one flat colour", "replace it")
     request = TrainingRequest(name, trigger, request.class_word.strip(), request.pictures, tuple(request.captions))
     prepare_captions(request)
     return request

@@ -72,8 +72,8 @@ def constrain(
         directions[name] = F
     if full and settings.when_full == "refuse":
         raise SeqLoRAError(
-            f"The library is full: {len(full)} layers (first {full[0]}) have no room for another concept of this rank; "
-            "set when_full to metric, or start a library with a larger capacity."
+            f"The library is full: {len(full)} layers (first {full[0]}) have no room for another concept of this rank",
+            "set when_full to metric, or start a library with a larger capacity",
         )
     return directions, full
 

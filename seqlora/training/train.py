@@ -188,7 +188,7 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
         if trainer is not None:
             checkpoint.save(trainer.state_dict())
         if isinstance(error, SeqLoRAError) and checkpoint.step is not None:
-            raise SeqLoRAError(f"{str(error).rstrip('.')}; its checkpoint of step {checkpoint.step} stays.") from error
+            raise error.also(f"its checkpoint of step {checkpoint.step} stays") from error
         raise
 
 

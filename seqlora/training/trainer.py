@@ -149,8 +149,8 @@ class ConceptTrainer:
         figures = StepFigures(*torch.stack([figure.to(self.denoiser.device) for figure in measured]).tolist())
         if not math.isfinite(figures.loss):
             raise SeqLoRAError(
-                f"The loss was no longer a number at step {self.optimizer.passes}; lower learning_rate "
-                f"(now {self.settings.learning_rate:g}) or check the pictures."
+                f"The loss was no longer a number at step {self.optimizer.passes}",
+                f"lower learning_rate (now {self.settings.learning_rate:g}) or check the pictures",
             )
         for name, value in zip(RECORDED, figures, strict=True):
             getattr(self.concept, name).append(value)
@@ -176,7 +176,7 @@ class ConceptTrainer:
         with torch.enable_grad():
             loss = denoising_loss(self.denoiser, batch)
             if not loss.requires_grad:
-                raise SeqLoRAError("This model runs without gradients here, so it cannot be taught; load it in another way.")
+                raise SeqLoRAError("This model runs without gradients here, so it cannot be taught", "load it in another way")
             loss.backward()
         for stack in self.stacks:
             stack.gather()

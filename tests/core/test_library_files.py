@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+import pickle
 
 import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from seqlora.errors import SeqLoRAError
+from seqlora.errors import SeqLoRAError, remedied
 from seqlora.io import bounded_json, safetensors_file
 from seqlora.io.atomic import write_bytes
 from seqlora.io.safetensors_file import read_bytes, read_header, read_tensors, write_tensors
@@ -86,10 +87,10 @@ BAD = {
 def test_a_header_that_lies_is_refused(tmp_path, data):
     (tmp_path / "file").write_bytes(data)
     for read in (
-        lambda: read_tensors(tmp_path / "file", 1 << 23, "try again"),
-        lambda: read_header(tmp_path / "file", "try again"),
+        lambda: read_tensors(tmp_path / "file", 1 << 23),
+        lambda: read_header(tmp_path / "file"),
     ):
-        with pytest.raises(SeqLoRAError, match=r"file cannot be read \(.*\); try again\.$"):
+        with pytest.raises(SeqLoRAError, match=r"file cannot be read \(.*\); restore it from a copy\.$"):
             read()
 
 
@@ -153,3 +154,18 @@ def test_a_disk_that_refuses_is_named(tmp_path, monkeypatch, number, words):
 def test_a_sentence_stays_one_whatever_it_quotes():
     text = str(SeqLoRAError("The name 'a\nb\0\ud800' is " + "x" * 5000 + " wrong."))
     assert text.startswith("The name 'a b ' is xxx") and text.endswith(" wrong.") and len(text) < 1000 and text.encode()
+
+
+def test_a_sentence_is_a_problem_and_a_remedy():
+    error = SeqLoRAError("The file 'a; b.' is gone", "restore it")
+    assert (error.problem, error.remedy, str(error)) == (
+        "The file 'a; b.' is gone",
+        "restore it",
+        "The file 'a; b.' is gone; restore it.",
+    )
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(SeqLoRAError("Nothing can be done")) == "Nothing can be done."
+    assert str(SeqLoRAError("There is no cat", "did you mean hat?")) == "There is no cat; did you mean hat?"
+    assert str(error.also("its backup stays")) == "The file 'a; b.' is gone; restore it; its backup stays."
+    with pytest.raises(SeqLoRAError, match=r"^The file 'a; b\.' is gone; train anew\.$"), remedied("train anew"):
+        raise error

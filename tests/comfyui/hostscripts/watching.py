@@ -56,7 +56,7 @@ half = len(curve) // 2
 part = range(curve[half - 1][0] + 1, curve[half][0] + 1)
 
 ends = {}
-for node, error in (("2", None), ("3", SeqLoRAError("The disk is full.")), ("4", ValueError("odd")), ("5", host.Interrupted())):
+for node, error in (("2", None), ("3", SeqLoRAError("The disk is full")), ("4", ValueError("odd")), ("5", host.Interrupted())):
     try:
         with watching.watched(node, "", "lib", "cat", "zyx") as other:
             if error:
