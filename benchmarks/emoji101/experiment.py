@@ -84,7 +84,7 @@ class Bench:
             for name in layers:
                 nothing = torch.zeros(own[name].width, 0, dtype=torch.float64)
                 B = contrastive_basis(own[name], self.prior[name], 1, nothing, rng)
-                here, elsewhere = (float(metrics.captured(B, *m[name].factor())) for m in (own, self.prior))
+                here, elsewhere = (float(m[name].energy(B)) for m in (own, self.prior))
                 found[name] = found.get(name, 0.0) + here / elsewhere / CHECKED
         return found
 
@@ -154,7 +154,7 @@ class Bench:
             "orthonormality error": within,
             "captured": [metrics.captured_energy(c, m) for c, m in zip(concepts, moments, strict=True)],
             "change": [metrics.change_norm(c) for c in concepts],
-            "residual": [[r.basis, r.disturbance] for r in residual_interference(concepts[:16], moments[:16])],
+            "residual": [[r.basis, r.interference] for r in residual_interference(concepts[:16], moments[:16])],
             "subset pairs": self.subsets(lessons, seed),
             "pairs": self.pairs(lessons, seed),
             "bytes": sum(p.up.numel() * 4 + p.basis.numel() * 4 for p in concepts[0].values()),

@@ -17,20 +17,21 @@ from ..io.bounded_json import parse_json
 from ..io.safetensors_file import MAX_HEADER, read_tensors, write_tensors
 from ..method.moments import EXACT_WIDTH, SKETCH_RANK, Moment, Moments
 
-FELT = ".felt"  # after the layer's name
+FELT = ".felt"  # after the layer's name, on disk: Gamma of that layer
 
 
 def tensors_of(moments: Moments) -> dict[str, Tensor]:
     """By name: `<input>.sketch`, `<layer>.felt.sketch` and so on."""
     tensors: dict[str, Tensor] = {}
-    for name, moment in [*moments.by_input.items(), *((f"{layer}{FELT}", gamma) for layer, gamma in moments.felt.items())]:
+    curvatures = {f"{layer}{FELT}": gamma for layer, gamma in moments.output_curvature.items()}
+    for name, moment in (moments.by_input | curvatures).items():
         tensors[f"{name}.sketch"], tensors[f"{name}.diagonal"] = moment.sketch, moment.diagonal
     return tensors
 
 
 def header_of(moments: Moments) -> dict[str, Any]:
     """What else JSON must hold for `moments_from`."""
-    return {"felt": list(moments.felt), "input_of": moments.input_of, "output_energy": moments.output_energy}
+    return {"felt": list(moments.output_curvature), "input_of": moments.input_of, "output_energy": moments.output_energy}
 
 
 def moments_from(tensors: dict[str, Tensor], header: Mapping[str, Any]) -> Moments:

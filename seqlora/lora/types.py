@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -14,3 +15,8 @@ class LoRAPair(NamedTuple):
 
 
 Concept = Mapping[str, LoRAPair]
+
+
+def concat_bases(concepts: Iterable[Concept], layer: str) -> Tensor:
+    """[B_1, B_2, ...] of one layer, (n, R): R is the total rank of the concepts that have the layer; one must."""
+    return torch.cat([concept[layer].basis for concept in concepts if layer in concept], 1)

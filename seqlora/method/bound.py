@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from ..diffusion.batches import Batch
 from ..diffusion.denoiser import Denoiser
 from ..errors import SeqLoRAError
-from ..lora.types import Concept
-from .metrics import captured
+from ..lora.types import Concept, concat_bases
 from .moments import Moments
 
 
-class Disturbance(NamedTuple):
+class InterferenceEnergy(NamedTuple):
     """Sigma = M C_j M' of one layer, by its norms; in squared units of the layer's output."""
 
     trace: float  # E|M x|^2 exactly, if C_j is
@@ -35,7 +34,7 @@ class Residual(NamedTuple):
     """What the other concepts' bases, alone and with their coefficients, take up of one concept's inputs."""
 
     basis: float  # sum over i != j of tr(B_i' C_j B_i), over tr C_j
-    disturbance: float  # tr Sigma, over the base model's own output energy tr(W C_j W')
+    interference: float  # tr Sigma, over the base model's own output energy tr(W C_j W')
 
 
 class Check(NamedTuple):
@@ -49,19 +48,21 @@ class Check(NamedTuple):
     constant: float  # smallest sub-Gaussian constant with which the bound would have held for a share 1 - delta of the rows
 
 
-def disturbance(concepts: Sequence[Concept], j: int, moments: Moments, layer: str) -> Disturbance:
+def interference_energy(concepts: Sequence[Concept], j: int, moments: Moments, layer: str) -> InterferenceEnergy:
     """What all concepts but number j do to it on one layer. `moments` are those of concept j; zeros where j is alone."""
-    return disturbances(concepts, {j: moments}, layer)[j]
+    return interference_energies(concepts, {j: moments}, layer)[j]
 
 
-def disturbances(concepts: Sequence[Concept], seen: Mapping[int, Moments], layer: str) -> dict[int, Disturbance]:
-    """The same for several concepts, whose moments `seen` has by number: the factors are taken up once for all of them."""
+def interference_energies(
+    concepts: Sequence[Concept], moments_of: Mapping[int, Moments], layer: str
+) -> dict[int, InterferenceEnergy]:
+    """The same for several concepts, by number, each with its moments: the factors are taken up once for all of them."""
     pairs = [concept[layer] for concept in concepts]
-    B = torch.cat([pair.basis for pair in pairs], 1).double()
+    B = concat_bases(concepts, layer).double()
     triangle = torch.linalg.qr(torch.cat([pair.up for pair in pairs], 1).double(), mode="r").R
     owner = torch.cat([torch.full(pair.basis.shape[1:], i) for i, pair in enumerate(pairs)])
     everything, found = triangle @ B.mT, {}
-    for j, moments in seen.items():
+    for j, moments in moments_of.items():
         own = owner == j
         M = everything - triangle[:, own] @ B[:, own].mT
         if own.all():
@@ -73,7 +74,7 @@ def disturbances(concepts: Sequence[Concept], seen: Mapping[int, Moments], layer
         else:
             sigma = acted @ acted.mT + (M * diagonal) @ M.mT
         values = torch.linalg.eigvalsh((sigma + sigma.mT) / 2).clamp(min=0)
-        found[j] = Disturbance(float(values.sum()), float(values.norm()), float(values.max()))
+        found[j] = InterferenceEnergy(float(values.sum()), float(values.norm()), float(values.max()))
     return found
 
 
@@ -89,7 +90,7 @@ def _others(concepts: Sequence[Concept], j: int, layer: str) -> tuple[Tensor, Te
 def change_energy(concept: Concept, moments: Moments, layer: str) -> float:
     """E|A B' x|^2 of one concept on the inputs that `moments` describe."""
     A, B = (matrix.double() for matrix in concept[layer])
-    return float((A.mT @ A * captured(B, *moments[layer].factor())).sum())
+    return float((A.mT @ A * moments[layer].energy(B)).sum())
 
 
 def check_probability(delta: float, constant: float) -> None:
@@ -103,8 +104,8 @@ def check_probability(delta: float, constant: float) -> None:
 def forgetting_bound(trace: float, frobenius: float, spectral: float, delta: float = 0.05, constant: float = 1.0) -> float:
     """With probability 1 - delta, |M x|^2 of a row is no larger; nor is the mean over any number of a picture's rows.
 
-    The first three are a `Disturbance`; `constant` is the sub-Gaussian constant K >= 1 of the layer's inputs. Bounds of several
-    layers add up to a bound of the sum at the same delta.
+    The first three are an `InterferenceEnergy`; `constant` is the sub-Gaussian constant K >= 1 of the layer's inputs. Bounds of
+    several layers add up to a bound of the sum at the same delta.
     """
     check_probability(delta, constant)
     t = math.log(1 / delta)
@@ -120,19 +121,19 @@ def share(part: float, whole: float) -> float | None:
 
 def residual_interference(concepts: Sequence[Concept], moments: Sequence[Moments]) -> list[Residual]:
     """One per concept, numerators and denominators summed over layers; `moments` are the concepts' own, in the same order."""
-    return [_residual(concepts, j, seen) for j, seen in enumerate(moments)]
+    return [_residual(concepts, j, own) for j, own in enumerate(moments)]
 
 
 def _residual(concepts: Sequence[Concept], j: int, moments: Moments) -> Residual:
-    taken = inputs = disturbed = outputs = 0.0
+    taken = inputs = interference = outputs = 0.0
     for layer in concepts[j]:
         triangle, B = _others(concepts, j, layer)
-        inside = captured(B, *moments[layer].factor())
+        inside = moments[layer].energy(B)
         taken += float(inside.trace())
         inputs += float(moments[layer].diagonal.double().sum())
-        disturbed += float((triangle.mT @ triangle * inside).sum())
+        interference += float((triangle.mT @ triangle * inside).sum())
         outputs += moments.output_energy[layer]
-    return Residual(taken / inputs, disturbed / outputs)
+    return Residual(taken / inputs, interference / outputs)
 
 
 @torch.no_grad()
@@ -175,12 +176,12 @@ def check_bound(
     if not all(squares.values()):
         raise SeqLoRAError("There is no batch to check the bound on", "give at least one")
     return {
-        name: _compared(torch.cat(found).double(), disturbance(concepts, j, moments, name), delta, constant)
+        name: _compared(torch.cat(found).double(), interference_energy(concepts, j, moments, name), delta, constant)
         for name, found in squares.items()
     }
 
 
-def _compared(measured: Tensor, size: Disturbance, delta: float, constant: float) -> Check:
+def _compared(measured: Tensor, size: InterferenceEnergy, delta: float, constant: float) -> Check:
     at_one = forgetting_bound(*size, delta)
     bound = constant**2 * at_one
     mean = float(measured.mean())

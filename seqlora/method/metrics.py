@@ -10,15 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..lora.types import Concept
-from .moments import Moment, Moments
+from ..lora.types import Concept, concat_bases
+from .moments import Moments
 
 
 def basis_error(concepts: Sequence[Concept]) -> tuple[float, float]:
     """(max |B_i'B_j| over pairs i != j, max |B_i'B_i - I|) over all layers."""
     across = within = 0.0
     for layer in concepts[0]:
-        B = torch.cat([c[layer].basis.double() for c in concepts], 1)
+        B = concat_bases(concepts, layer).double()
         gram = B.mT @ B - torch.eye(B.shape[1], dtype=torch.float64)
         start = 0
         for concept in concepts:
@@ -41,12 +41,6 @@ def overlap(concepts: Sequence[Concept]) -> Tensor:
     return total / total.diagonal()[:, None]
 
 
-def captured(B: Tensor, factor: Tensor, diagonal: Tensor) -> Tensor:
-    """B'CB, for one B or a batch of them."""
-    seen = factor.mT @ B
-    return seen.mT @ seen + B.mT @ (diagonal[:, None] * B)
-
-
 def crosstalk(concepts: Sequence[Concept], moments: Sequence[Moments], prior: Moments | None = None) -> Tensor:
     """(t, t): ||A_i B_i' X_j||^2 over ||A_j B_j' X_j||^2, each summed over layers; the diagonal is 1.
 
@@ -55,9 +49,9 @@ def crosstalk(concepts: Sequence[Concept], moments: Sequence[Moments], prior: Mo
     energy = torch.zeros(len(concepts), len(concepts), dtype=torch.float64)
     for layer in concepts[0]:
         A, B = (_side_by_side([concept[layer][part] for concept in concepts]) for part in (0, 1))
-        gram = A.mT @ A if prior is None else captured(A, *prior.felt[layer].factor())
-        for j, seen in enumerate(moments):
-            energy[:, j] += (gram * captured(B, *seen[layer].factor())).sum((1, 2))
+        gram = A.mT @ A if prior is None else prior.output_curvature[layer].energy(A)
+        for j, own in enumerate(moments):
+            energy[:, j] += (gram * own[layer].energy(B)).sum((1, 2))
     return energy / energy.diagonal()[None, :].clamp(min=1e-30)
 
 
@@ -71,10 +65,8 @@ def captured_energy(concept: Concept, moments: Moments) -> float:
     """tr(B'CB) / tr(C), each summed over layers: how much of what the concept's layers see its basis can act on."""
     inside = whole = 0.0
     for layer, (_, B) in concept.items():
-        moment: Moment = moments[layer]
-        factor, diagonal = moment.factor()
-        inside += float(captured(B.double(), factor, diagonal).trace())
-        whole += float(moment.diagonal.double().sum())
+        inside += float(moments[layer].energy(B).trace())
+        whole += float(moments[layer].diagonal.double().sum())
     return inside / whole
 
 

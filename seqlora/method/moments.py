@@ -34,6 +34,11 @@ def test_matrix(width: int) -> Tensor | None:
     return torch.randn(width, SKETCH_RANK, generator=torch.Generator().manual_seed(width))
 
 
+def factored_times(factor: Tensor, diagonal: Tensor, columns: Tensor) -> Tensor:
+    """C X for C = VV' + diag(d): V (..., n, k), d (..., n), X (..., n, r)."""
+    return factor @ (factor.mT @ columns) + diagonal[..., None] * columns
+
+
 @dataclass
 class Moment:
     sketch: Tensor  # (n, n): C itself, or (n, k): C @ Omega
@@ -60,12 +65,27 @@ class Moment:
             self._factor = self._factorised()
         return self._factor
 
+    def times(self, columns: Tensor) -> Tensor:
+        """C X for X (n, r) or a batch of them, in the precision of X. Of an exact moment without its factor, which would take
+        longer than all the rest."""
+        if self.exact:
+            return self.sketch.to(columns) @ columns
+        factor, diagonal = (part.to(columns) for part in self.factor())
+        return factored_times(factor, diagonal, columns)
+
+    def energy(self, columns: Tensor) -> Tensor:
+        """X'CX in float64, (r, r) or a batch of them: how much of what C describes lies along the columns of X (n, r)."""
+        columns = columns.double()
+        return columns.mT @ self.times(columns)
+
     def _factorised(self) -> tuple[Tensor, Tensor]:
         sketch = self.sketch.double()
         if self.exact:
             values, vectors = torch.linalg.eigh((sketch + sketch.mT) / 2)
             return vectors * values.clamp(min=0).sqrt(), torch.zeros_like(values)
-        omega = test_matrix(self.width).to(sketch)  # type: ignore[union-attr]
+        omega = test_matrix(self.width)
+        assert omega is not None  # only exact moments have none
+        omega = omega.to(sketch)
         shift = 1e-10 * torch.linalg.matrix_norm(sketch)
         shifted = sketch + shift * omega
         core = omega.mT @ shifted
@@ -87,7 +107,7 @@ class Moments:
     by_input: dict[str, Moment] = field(default_factory=dict)  # named after the first layer that reads the input
     input_of: dict[str, str] = field(default_factory=dict)  # layer -> the input it reads
     output_energy: dict[str, float] = field(default_factory=dict)  # layer -> E|Wx|^2 = tr(W C W'), without bias
-    felt: dict[str, Moment] = field(default_factory=dict)  # layer -> Gamma (m, m); only the base model's own moments have it
+    output_curvature: dict[str, Moment] = field(default_factory=dict)  # layer -> Gamma (m, m); the base model's own only
 
     def __getitem__(self, layer: str) -> Moment:
         return self.by_input[self.input_of[layer]]
@@ -95,15 +115,16 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         total = {name: self.by_input[name] + moment for name, moment in other.by_input.items()}
         energy = {name: self.output_energy[name] + value for name, value in other.output_energy.items()}
-        return Moments(total, self.input_of, energy, self.felt)
+        return Moments(total, self.input_of, energy, self.output_curvature)
 
     def __mul__(self, factor: float) -> Moments:
         energy = {name: value * factor for name, value in self.output_energy.items()}
-        return Moments({name: m * factor for name, m in self.by_input.items()}, self.input_of, energy, self.felt)
+        by_input = {name: moment * factor for name, moment in self.by_input.items()}
+        return Moments(by_input, self.input_of, energy, self.output_curvature)
 
     def sensitivity(self, layer: str) -> float:
         """How far the model's output moves, per token, when this layer's output is replaced by noise of its own size."""
-        gamma = self.felt[layer]
+        gamma = self.output_curvature[layer]
         return float(gamma.diagonal.double().mean()) * self.output_energy[layer]
 
 
@@ -139,7 +160,7 @@ class _Averages:
 
 
 class Recorder:
-    """Adds up moments while forwards run; `moments()` then gives the averages. While `feeling` is set, backwards add up too."""
+    """Adds up moments while forwards run, while `recording_gradients` is set backwards too; `moments()` gives averages."""
 
     def __init__(self, layers: Mapping[str, nn.Module]):
         self.layers = layers
@@ -173,8 +194,9 @@ class Recorder:
         if self._input_name(name, x) == name:
             self._seen.add(name, x.detach().reshape(-1, x.shape[-1]).float())
         base = output.detach().float()
-        if getattr(module, "bias", None) is not None:
-            base = base - module.bias.detach().to(base)  # type: ignore[union-attr,operator]
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            base = base - bias.detach().to(base)
         energy = base.square().sum()
         self._energy[name] = self._energy[name] + energy if name in self._energy else energy
 

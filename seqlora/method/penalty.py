@@ -1,4 +1,4 @@
-"""What is added to the denoising loss: how much a change disturbs everything else; the gradients are in closed form."""
+"""What is added to the denoising loss: how much a change interferes with everything else; the gradients are in closed form."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..lora.attach import Stack
+from .moments import factored_times
 
 
 @dataclass
 class Interference:
-    """The penalty of one stack, weight * tr(Gamma A B' C B A'): C = VV' + diag(d) is what the layers see of everything else,
-    Gamma = UU' + diag(e) what the model's output feels of a change of theirs."""
+    """The penalty of one stack, weight * tr(Gamma A B' C B A'): C = VV' + diag(d) are the layers' input moments on everything
+    else, Gamma = UU' + diag(e) the curvature of the model's output in theirs."""
 
-    seen: Tensor  # V, (layers, n, k)
-    seen_diagonal: Tensor  # d, (layers, n)
-    felt: Tensor  # U, (layers, m, k')
-    felt_diagonal: Tensor  # e, (layers, m)
+    input_factor: Tensor  # V, (layers, n, k)
+    input_diagonal: Tensor  # d, (layers, n)
+    output_factor: Tensor  # U, (layers, m, k')
+    output_diagonal: Tensor  # e, (layers, m)
     weight: Tensor  # (layers,)
 
     def add(self, stack: Stack, strength: float) -> Tensor:
         """Adds the penalty's gradients to the stack's; returns the penalty itself, a scalar."""
         A, B = stack.A, stack.B
-        seen = self.seen @ (self.seen.mT @ B) + self.seen_diagonal[..., None] * B  # C B
-        felt = self.felt @ (self.felt.mT @ A) + self.felt_diagonal[..., None] * A  # Gamma A
-        energy = B.mT @ seen * self.weight[:, None, None]  # B'CB
-        gram = A.mT @ felt  # A' Gamma A
-        stack.grad_A.add_(felt @ energy, alpha=2 * strength)
-        stack.grad_B.add_(seen @ (gram * self.weight[:, None, None]), alpha=2 * strength)
+        CB = factored_times(self.input_factor, self.input_diagonal, B)
+        GammaA = factored_times(self.output_factor, self.output_diagonal, A)
+        energy = B.mT @ CB * self.weight[:, None, None]  # w B'CB
+        gram = A.mT @ GammaA
+        stack.grad_A.add_(GammaA @ energy, alpha=2 * strength)
+        stack.grad_B.add_(CB @ (gram * self.weight[:, None, None]), alpha=2 * strength)
         return strength * (gram * energy).sum()
 
 

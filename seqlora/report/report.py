@@ -11,7 +11,7 @@ from ..errors import SeqLoRAError
 from ..library.store import Library
 from ..lora.types import Concept, LoRAPair
 from ..method import metrics
-from ..method.bound import change_energy, check_probability, disturbances, forgetting_bound, share
+from ..method.bound import change_energy, check_probability, forgetting_bound, interference_energies, share
 from ..method.moments import Moments
 
 
@@ -111,7 +111,7 @@ def _disturbed(concepts: Sequence[Concept], moments: Sequence[Moments], delta: f
     """Per concept, shares of its own change and of the model's own output; the worst layer has most of its own output."""
     sums = [_Sums() for _ in concepts]
     for layer in concepts[0]:
-        for j, size in disturbances(concepts, dict(enumerate(moments)), layer).items():
+        for j, size in interference_energies(concepts, dict(enumerate(moments)), layer).items():
             sums[j].add(layer, size.trace, forgetting_bound(*size, delta, constant), moments[j].output_energy[layer])
             sums[j].own += change_energy(concepts[j], moments[j], layer)
     return [one.shares() for one in sums]

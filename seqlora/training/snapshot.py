@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ..lora.attach import ActiveConcepts, Stack
 from ..lora.types import Concept
-from ..method.moments import Moment, Moments
+from ..method.moments import Moments
 
 
 @dataclass
@@ -22,7 +21,7 @@ class TrainingSnapshot:
     earlier: Sequence[Concept]
     own: Moments  # what the layers see of this concept's pictures
     others: Moments | None  # of all earlier concepts' pictures together
-    prior: Moments | None  # of which `felt` weighs the layers' outputs
+    prior: Moments | None  # of which `output_curvature` weighs the layers' outputs
 
     @torch.no_grad()
     def figures(self) -> tuple[float, float | None]:
@@ -31,16 +30,16 @@ class TrainingSnapshot:
         layers (without the base model's moments Gamma = I). None where there is nothing earlier, or no moments of it.
         """
         worst, there, here = 0.0, 0.0, 0.0
-        felt = self.prior.felt if self.prior else {}
+        curvature = self.prior.output_curvature if self.prior else {}
         for name, (A, B) in ((name, pair) for stack in self.stacks for name, pair in stack.pairs().items()):
             gram = B.mT @ B
             gram.diagonal().sub_(1)
             entries = [gram, *(concept[name].basis.mT @ B for concept in self.earlier if name in concept)]
             worst = max(worst, *(float(entry.abs().max()) for entry in entries))
             if self.earlier and self.others is not None:
-                change = seen_through(felt[name], A) if name in felt else A.mT @ A
-                there += float((change * seen_through(self.others[name], B)).sum())
-                here += float((change * seen_through(self.own[name], B)).sum())
+                change = curvature[name].energy(A) if name in curvature else (A.mT @ A).double()
+                there += float((change * self.others[name].energy(B)).sum())
+                here += float((change * self.own[name].energy(B)).sum())
         return worst, there / here / len(self.earlier) if here > 0 else None
 
     @contextmanager
@@ -54,12 +53,3 @@ class TrainingSnapshot:
             yield
         finally:
             active.active = before
-
-
-def seen_through(moment: Moment, B: Tensor) -> Tensor:
-    """B'CB, (r, r). Of an exact moment without its factor, which would take longer than all the rest."""
-    if moment.exact:
-        return B.mT @ (moment.sketch @ B)
-    factor, diagonal = moment.factor()
-    seen = factor.mT @ B.double()
-    return (seen.mT @ seen + B.double().mT @ (diagonal[:, None] * B)).to(B)

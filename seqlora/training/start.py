@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import SeqLoRAError
 from ..lora.attach import Stack
-from ..lora.types import Concept, LoRAPair
+from ..lora.types import Concept, LoRAPair, concat_bases
 from ..method.basis import contrastive_basis, pca_basis, random_basis
 from ..method.moments import Moments
 from ..method.optimizer import Constraint
@@ -52,10 +52,10 @@ def build_stacks(
 
 def earlier_directions(name: str, width: int, earlier: Sequence[Concept]) -> Tensor:
     """F (n, p): an orthonormal basis of the span of all earlier concepts' bases, float64."""
-    bases = [concept[name].basis.double() for concept in earlier if name in concept]
-    if not bases:
+    present = [concept for concept in earlier if name in concept]
+    if not present:
         return torch.zeros(width, 0, dtype=torch.float64)
-    left, singular, _ = torch.linalg.svd(torch.cat(bases, 1), full_matrices=False)
+    left, singular, _ = torch.linalg.svd(concat_bases(present, name).double(), full_matrices=False)
     return left[:, singular > 1e-4]
 
 
@@ -90,15 +90,16 @@ def start_basis(
 
 def interference_of(stack: Stack, others: Moments, prior: Moments, weighting: str) -> Interference:
     """C of `others` and Gamma of `prior` for the layers of one stack, in units of the layers' own part in the output."""
-    seen = [others[name].factor() for name in stack.names]
+    inputs = [others[name].factor() for name in stack.names]
     if weighting == "sensitivity":
-        felt = [prior.felt[name].factor() for name in stack.names]
-        mean = math.fsum(prior.sensitivity(name) for name in prior.felt) / len(prior.felt)  # in whatever order a file has them
+        curvature = prior.output_curvature
+        outputs = [curvature[name].factor() for name in stack.names]
+        mean = math.fsum(prior.sensitivity(name) for name in curvature) / len(curvature)  # in whatever order a file has them
         weight = torch.full((len(stack.names),), 1 / max(mean, 1e-30))
     else:
-        felt = [(torch.zeros(stack.A.shape[1], 0), torch.ones(stack.A.shape[1])) for _ in stack.names]
+        outputs = [(torch.zeros(stack.A.shape[1], 0), torch.ones(stack.A.shape[1])) for _ in stack.names]
         weight = 1 / torch.tensor([prior.output_energy[name] for name in stack.names]).clamp(min=1e-12)
-    return Interference(*_stacked(seen, stack.A), *_stacked(felt, stack.A), weight.to(stack.A))
+    return Interference(*_stacked(inputs, stack.A), *_stacked(outputs, stack.A), weight.to(stack.A))
 
 
 def _stacked(factors: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,8 +112,7 @@ def constraint_of(stack: Stack, directions: Mapping[str, Tensor]) -> Constraint:
 
 def earlier_bases(stack: Stack, earlier: Sequence[Concept]) -> Tensor:
     """All earlier concepts' bases side by side, (layers, n, p), as the overlap penalty takes them."""
-    bases = [torch.cat([concept[name].basis for concept in earlier if name in concept], 1) for name in stack.names]
-    return _stack_padded(bases).to(stack.B)
+    return _stack_padded([concat_bases(earlier, name) for name in stack.names]).to(stack.B)
 
 
 def _stack_padded(matrices: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from seqlora.diffusion.batches import Batches
 from seqlora.errors import SeqLoRAError
 from seqlora.lora.types import LoRAPair
 from seqlora.method import moments as moments_module
-from seqlora.method.bound import change_energy, check_bound, disturbance, forgetting_bound, residual_interference, share
+from seqlora.method.bound import change_energy, check_bound, forgetting_bound, interference_energy, residual_interference, share
 from seqlora.method.moments import Moment, Moments, Recorder
 from tests.support.small import SmallDenoiser, small_examples, small_layers
 
@@ -66,7 +66,7 @@ def test_disturbance_has_the_norms_of_the_explicit_matrix(layer, orthogonal):
     for j in range(3):
         M = others(concepts, j, layer)
         sigma = M @ C[layer] @ M.mT
-        found = disturbance(concepts, j, SEEN, layer)
+        found = interference_energy(concepts, j, SEEN, layer)
         assert found.trace == pytest.approx(float(sigma.trace()), rel=1e-6)
         assert found.frobenius == pytest.approx(float(torch.linalg.matrix_norm(sigma)), rel=1e-6)
         assert found.spectral == pytest.approx(float(torch.linalg.matrix_norm(sigma, 2)), rel=1e-6)
@@ -80,7 +80,7 @@ def test_a_moment_of_full_rank_that_was_sketched_disturbs_as_its_stored_form_say
     concepts = three_concepts(False)
     M = others(concepts, 0, "wide")
     stored = M @ (factor @ factor.mT + diagonal.diag()) @ M.mT
-    found = disturbance(concepts, 0, seen, "wide")
+    found = interference_energy(concepts, 0, seen, "wide")
     assert found.trace == pytest.approx(float(stored.trace()), rel=1e-9)
     assert found.spectral == pytest.approx(float(torch.linalg.matrix_norm(stored, 2)), rel=1e-9)
     assert found.trace == pytest.approx(float((M @ true @ M.mT).trace()), rel=0.2)
@@ -92,14 +92,14 @@ def test_only_the_residual_counts_where_bases_are_orthogonal():
         concepts = three_concepts(orthogonal)
         B = concepts[0]["tall"].basis
         louder = Moments({"tall": moment_of(C["tall"] + 1e6 * B @ B.mT)}, {"tall": "tall"}, OUTPUT)
-        before, after = (disturbance(concepts, 0, seen, "tall").trace for seen in (SEEN, louder))
+        before, after = (interference_energy(concepts, 0, seen, "tall").trace for seen in (SEEN, louder))
         assert after == pytest.approx(before, rel=1e-6) if orthogonal else after > 1000 * before
 
 
 def test_a_concept_alone_is_disturbed_by_nothing():
     alone = three_concepts(True)[:1]
     for layer in LAYERS:
-        size = disturbance(alone, 0, SEEN, layer)
+        size = interference_energy(alone, 0, SEEN, layer)
         assert size == (0, 0, 0) and forgetting_bound(*size) == 0
     assert residual_interference(alone, [SEEN]) == [(0, 0)]
 
@@ -117,7 +117,7 @@ def test_the_bound_holds_for_a_gaussian_of_any_mean_and_is_not_empty(layer, mean
     x = randn(draws, n, seed=5) @ half.mT + centre
     seen = Moments({layer: moment_of(half @ half.mT + torch.outer(centre, centre))}, {layer: layer}, OUTPUT)
     measured = (x @ others(concepts, 0, layer).mT).square().sum(1)
-    size = disturbance(concepts, 0, seen, layer)
+    size = interference_energy(concepts, 0, seen, layer)
     bound = forgetting_bound(*size, delta)
     assert float((measured <= bound).double().mean()) >= 1 - delta
     assert bound < 10 * float(measured.quantile(1 - delta))
@@ -133,7 +133,7 @@ def test_a_mixture_of_scales_needs_its_constant():
     variance = 0.02 * 100 + 0.98
     seen = Moments({"tall": moment_of(variance * torch.eye(12).double())}, {"tall": "tall"}, OUTPUT)
     measured = (x @ others(concepts, 1, "tall").mT).square().sum(1)
-    size = disturbance(concepts, 1, seen, "tall")
+    size = interference_energy(concepts, 1, seen, "tall")
     within = [float((measured <= forgetting_bound(*size, delta, K)).double().mean()) for K in (1, math.sqrt(100 / variance))]
     assert within[0] < 1 - delta <= within[1]
 
@@ -147,7 +147,7 @@ def test_it_bounds_sums_over_layers_of_means_over_tokens_however_they_depend(tok
     moment = moment_of(torch.eye(12).double())
     seen = Moments({"tall": moment, "flat": moment}, {"tall": "tall", "flat": "flat"}, OUTPUT)
     total = sum((x @ others(concepts, 2, layer).mT).square().sum(2).mean(1) for layer in ("tall", "flat"))
-    bound = sum(forgetting_bound(*disturbance(concepts, 2, seen, layer), delta) for layer in ("tall", "flat"))
+    bound = sum(forgetting_bound(*interference_energy(concepts, 2, seen, layer), delta) for layer in ("tall", "flat"))
     assert float((total <= bound).double().mean()) >= 1 - delta
     assert bound < 10 * float(total.quantile(1 - delta))
 
@@ -175,7 +175,7 @@ def test_residual_interference_and_own_change_are_those_of_the_matrices():
         )
         disturbed = sum(float((others(concepts, j, layer) @ C[layer] @ others(concepts, j, layer).mT).trace()) for layer in C)
         assert found.basis == pytest.approx(taken / sum(float(c.trace()) for c in C.values()), rel=1e-6)
-        assert found.disturbance == pytest.approx(disturbed / 15, rel=1e-6)
+        assert found.interference == pytest.approx(disturbed / 15, rel=1e-6)
     A, B = concepts[1]["tall"]
     own = float((A @ B.mT @ C["tall"] @ B @ A.mT).trace())
     assert change_energy(concepts[1], SEEN, "tall") == pytest.approx(own, rel=1e-9)
@@ -213,14 +213,14 @@ def test_the_check_measures_every_row_of_every_layer():
     for name in layers:
         x = torch.cat(rows[name]).double()
         measured = (x @ others(concepts, 1, name).double().mT).square().sum(1)
-        bound = forgetting_bound(*disturbance(concepts, 1, moments, name), delta, constant)
+        bound = forgetting_bound(*interference_energy(concepts, 1, moments, name), delta, constant)
         check = found[name]
         assert check.rows == len(x) == 5 * 4 * 16
         assert check.within == pytest.approx(float((measured <= bound).double().mean()), abs=1.5 / len(x))
         assert check.mean == pytest.approx(float(measured.mean()), rel=1e-4)
         assert check.of_bound == pytest.approx(check.mean / bound, rel=1e-9)
         assert check.of_trace == pytest.approx(1, rel=1e-4)  # these rows are those of the moments
-        needed = forgetting_bound(*disturbance(concepts, 1, moments, name), delta) * check.constant**2
+        needed = forgetting_bound(*interference_energy(concepts, 1, moments, name), delta) * check.constant**2
         share_needed = float((measured <= needed * (1 + 1e-4)).double().mean())
         assert 1 - delta <= share_needed <= 1 - delta + 2 / len(x)
     assert not any(module._forward_hooks for module in layers.values())

@@ -155,5 +155,5 @@ def test_felt_moments_are_the_squared_jacobian():
         for _ in range(600):
             _probe_output(denoiser, recorder, x, sigma, cond, generator)
     assert not recorder.moments().by_input  # a backward sees nothing
-    assert relative(recorder.moments().felt[name].sketch.double(), true) < 0.1
+    assert relative(recorder.moments().output_curvature[name].sketch.double(), true) < 0.1
     assert all(p.grad is None for p in denoiser.net.parameters())

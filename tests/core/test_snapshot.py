@@ -11,11 +11,9 @@ from seqlora.library.store import Library
 from seqlora.lora.attach import attached
 from seqlora.lora.compose import compose
 from seqlora.method import moments
-from seqlora.method.metrics import captured
 from seqlora.method.moments import Moment
 from seqlora.settings import method_settings
 from seqlora.training.progress import run_to_end
-from seqlora.training.snapshot import seen_through
 from seqlora.training.train import train_steps
 from tests.support.small import (
     QUICK,
@@ -106,7 +104,7 @@ def test_the_figures_are_those_of_the_dense_matrices(tmp_path):
         assert orthogonality == pytest.approx(float(max(entries)), rel=1e-2, abs=2e-7)
         there, here = (
             sum(
-                float((prior.felt[layer].sketch.double() @ dW @ moments[layer].sketch.double() @ dW.mT).trace())
+                float((prior.output_curvature[layer].sketch.double() @ dW @ moments[layer].sketch.double() @ dW.mT).trace())
                 for moments in seen
                 for layer, dW in ((layer, A.double() @ B.double().mT) for layer, (A, B) in pairs.items())
             )
@@ -150,13 +148,15 @@ def test_beside_all_is_what_applying_all_concepts_draws(library, co_training):
     assert float((seen[0] - applied).abs().max()) <= 1e-5 < float((applied - drawn(model)).abs().max())
 
 
-def test_a_wide_moment_is_seen_through_its_sketch():
+def test_the_energy_of_a_wide_moment_is_that_of_its_sketch():
     rng = torch.Generator().manual_seed(0)
     rows, B = torch.randn(100, 400, generator=rng), torch.randn(400, 3, generator=rng)
     moment = Moment(rows.mT @ (rows @ moments.test_matrix(400)), rows.square().sum(0))
-    assert torch.allclose(seen_through(moment, B), captured(B.double(), *moment.factor()).float(), rtol=1e-5)
+    factor, diagonal = moment.factor()
+    expected = B.double().mT @ (factor @ factor.mT + diagonal.diag()) @ B.double()
+    assert torch.allclose(moment.energy(B), expected, rtol=1e-9)
     exact = Moment(rows.mT @ rows, moment.diagonal)
-    assert torch.allclose(seen_through(exact, B), (rows @ B).mT @ (rows @ B), rtol=1e-3)
+    assert torch.allclose(exact.energy(B), ((rows @ B).mT @ (rows @ B)).double(), rtol=1e-3)
 
 
 class StopError(Exception):
