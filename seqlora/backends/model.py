@@ -20,7 +20,7 @@ from ..training.captions import GENERIC_CAPTIONS
 
 
 class HeadlessModel:
-    """A diffusers network with its denoiser: what every model of this backend shares of the core's `teaching.Model`."""
+    """A diffusers network with its denoiser: what every model of this backend shares of the core's `SamplingModel`."""
 
     generic_captions: Sequence[str] = GENERIC_CAPTIONS
     picture_side: int  # pixels; what the model was trained on
@@ -36,7 +36,7 @@ class HeadlessModel:
         return family_of(self.layout, layer_shapes(self.layers("attention")))
 
     def layers(self, targets: str) -> dict[str, nn.Module]:
-        """By their names in a library: native for a UNet, `transformer.<module path>` for a transformer (see keys.py)."""
+        """By their names in a library: native for a UNet, `transformer.<module path>` for a transformer (see lora/layouts)."""
         chosen = choose_layers(self.network, targets, prefix="")
         if self.layout["family"] != "unet":
             return {TRANSFORMER + path: module for path, module in chosen.items()}

@@ -8,21 +8,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..diffusion.model import Model
+from ..api import load_model
+from ..diffusion.sampling import euler
 from ..library.store import Library
 from ..lora.compose import parse_selection
 from ..prompt.grammar import read_prompt
 from .arguments import Command, folder, picture_file, real, whole
-
-
-def load_model(spec: str) -> Model:
-    if spec == "demo":
-        from ..demo.demo_model import DemoModel
-
-        return DemoModel()
-    from ..backends.load import load_pipeline
-
-    return load_pipeline(Path(spec))
 
 
 def add_commands(command: Command) -> None:
@@ -39,8 +30,6 @@ def add_commands(command: Command) -> None:
 
 
 def sample(args: argparse.Namespace) -> None:
-    from ..diffusion.sampling import euler
-
     model = load_model(args.model)
     text, composed = args.prompt, {}
     if args.library:
@@ -49,12 +38,12 @@ def sample(args: argparse.Namespace) -> None:
         chosen = parse_selection("\n".join(args.concepts), library.names) if args.concepts else prompt.strengths
         text, composed = prompt.text, library.compose({name: s for name, s in chosen.items() if s})
     generator = torch.Generator().manual_seed(args.seed)
-    with torch.inference_mode(), model.using(composed):  # type: ignore[attr-defined]
-        noise = torch.randn(args.count, *model.latent_shape, generator=generator)  # type: ignore[attr-defined]
+    with torch.inference_mode(), model.using(composed):
+        noise = torch.randn(args.count, *model.latent_shape, generator=generator)
         cond, uncond = model.encode_captions([text, ""])
-        guidance = model.default_guidance if args.guidance is None else args.guidance  # type: ignore[attr-defined]
+        guidance = model.default_guidance if args.guidance is None else args.guidance
         latents = euler(model.denoiser, noise, [cond] * args.count, [uncond] * args.count, guidance, args.steps)
-        pictures = model.decode(latents)  # type: ignore[attr-defined]
+        pictures = model.decode(latents)
     row = torch.cat(list(pictures), 1).clamp(0, 1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((row * 255).round().to(torch.uint8).cpu().numpy()).save(args.out)

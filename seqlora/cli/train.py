@@ -9,11 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-
-from ..errors import SeqLoRAError
+from ..api import load_model
+from ..io.pictures import read_folder
 from ..library.store import Library
 from ..lora.targets import TARGETS
 from ..settings import OPTIONS, settings_of
@@ -21,13 +18,11 @@ from ..training.progress import Phase, Progress, run_to_end
 from ..training.request import TrainingRequest, check_request
 from ..training.train import describe_result, train_steps
 from .arguments import Command, folder, whole, with_options
-from .sample import load_model
 
 # Previews are the editor's, and a pipeline decides itself when it computes parts twice.
 FLAGS = [
     option for name, option in OPTIONS.items() if name not in ("preview_every", "preview_prompt", "gradient_checkpointing")
 ]
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def add_commands(command: Command) -> None:
@@ -45,35 +40,6 @@ def add_commands(command: Command) -> None:
     with_options(sub, FLAGS)
 
 
-def read_pictures(folder: Path, side: int) -> tuple[list[torch.Tensor], list[str]]:
-    """Pictures (h, w, 3) in 0..1, their shorter side scaled to `side` and cropped to multiples of 8, and the captions in
-    `<picture>.txt` beside them (none unless every picture has one)."""
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES) if folder.is_dir() else []
-    if not files:
-        raise SeqLoRAError(f"There are no pictures in {folder}", "put .png, .jpg or .webp files there")
-    pictures = []
-    for path in files:
-        try:
-            image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # whatever a damaged picture raises
-            raise SeqLoRAError(f"{path} cannot be read as a picture ({error})", "remove or replace it") from error
-        scale = side / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-        width, height = image.width // 8 * 8, image.height // 8 * 8
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        cropped = np.asarray(image.crop((left, top, left + width, top + height)))
-        pictures.append(torch.from_numpy(cropped.copy()).float() / 255)
-    texts = [path.with_suffix(".txt") for path in files]
-    try:
-        captions = [text.read_text(encoding="utf-8").strip() for text in texts if text.is_file()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SeqLoRAError(f"A caption in {folder} cannot be read ({error})", "save it as UTF-8 text") from error
-    if captions and len(captions) != len(files):
-        missing = next(text.name for text in texts if not text.is_file())
-        raise SeqLoRAError(f"{folder} has captions for some pictures only ({missing} is missing)", "write all of them, or none")
-    return pictures, captions
-
-
 def show_progress(progress: Progress) -> None:
     if progress.note:
         print(f"\nseqlora: {progress.note}", file=sys.stderr)
@@ -84,9 +50,11 @@ def show_progress(progress: Progress) -> None:
 def train(args: argparse.Namespace) -> None:
     settings, run = settings_of({option.name: getattr(args, option.name) for option in FLAGS})
     model = load_model(args.model)
-    side = args.size or model.picture_side  # type: ignore[attr-defined]
-    pictures, captions = read_pictures(args.images, side)
-    lesson = TrainingRequest(args.name or args.images.name, args.trigger, args.class_word, pictures, captions)
+    side = args.size or model.picture_side
+    found = read_folder(args.images, side)
+    for line in found.lines():
+        print(f"seqlora: {line}", file=sys.stderr)
+    lesson = TrainingRequest(args.name or args.images.name, args.trigger, args.class_word, found.images, found.captions)
     lesson = check_request(lesson)  # before there is a library for it
     library = Library.create(args.library, args.rank, args.capacity, args.targets)
     steps = train_steps(library, lesson, settings, model, run.checkpoint_minutes, run.replace)

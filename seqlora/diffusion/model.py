@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..lora.types import LoRAPair
 from .denoiser import Denoiser
 
 
@@ -14,7 +16,7 @@ class Model(Protocol):
     """A text-to-image model as a host gives it to us."""
 
     denoiser: Denoiser
-    layout: Mapping[str, Any]  # see keys.py
+    layout: Mapping[str, Any]  # see lora/layouts.py
     fingerprint: str
     generic_captions: Sequence[str]  # that stand for everything else the model can draw
 
@@ -31,4 +33,20 @@ class Model(Protocol):
 
     def encode_captions(self, captions: Sequence[str]) -> list[Any]:
         """Captions -> conditionings that the denoiser takes."""
+        ...
+
+
+class SamplingModel(Model, Protocol):
+    """A model that can also draw by itself, without a host's own sampler."""
+
+    picture_side: int  # pixels; what the model was trained on
+    latent_shape: tuple[int, int, int]  # of such a picture
+    default_guidance: float
+
+    def using(self, composed: Mapping[str, LoRAPair]) -> AbstractContextManager[None]:
+        """While open, the model draws with these concepts; no weight is touched."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (k, c, h', w') -> pictures (k, h, w, 3) in 0..1."""
         ...

@@ -35,8 +35,9 @@ class Library(LibraryView):
     """A library: what it holds (see `LibraryView`), and how one gets it."""
 
     @classmethod
-    def create(cls, path: Path, rank: int, capacity: int, targets: str) -> Library:
+    def create(cls, path: Path | str, rank: int, capacity: int, targets: str) -> Library:
         """Makes an empty library, or opens the one that is there if it agrees."""
+        path = Path(path)
         checked_name(path.name, "library name")
         if rank < 1 or capacity < 1:
             raise SeqLoRAError(f"rank is {rank} and capacity is {capacity}", "both must be at least 1")
@@ -65,8 +66,9 @@ class Library(LibraryView):
         return library
 
     @classmethod
-    def open(cls, path: Path) -> Library:
+    def open(cls, path: Path | str) -> Library:
         """Reads the manifest only. Raises SeqLoRAError where there is none or it is damaged."""
+        path = Path(path)
         file = path / MANIFEST
         try:
             file.lstat()

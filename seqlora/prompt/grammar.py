@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import SeqLoRAError
+from ..io.text import unspaced, word_pattern
 from ..library.manifest import Record
 
 LARGEST = 100.0  # strength, either way
@@ -112,7 +113,7 @@ def _is_at(text: str, start: int, name: str) -> bool:
     """Whether this name stands here, and ends where a word does."""
     end = start + len(name)
     follows = text[end : end + 1]
-    return text[start:end].casefold() == name.casefold() and (not (follows.isalnum() or follows == "_") or _unspaced(follows))
+    return text[start:end].casefold() == name.casefold() and (not (follows.isalnum() or follows == "_") or unspaced(follows))
 
 
 def _find(name: str, records: Sequence[Record]) -> Record:
@@ -136,7 +137,7 @@ def _triggered(text: str, records: Sequence[Record]) -> list[str]:
     for record in records:
         by_trigger.setdefault(unicodedata.normalize("NFC", record.trigger).casefold(), []).append(record)
     for trigger in sorted(by_trigger, key=len, reverse=True):
-        text, count = trigger_pattern(trigger).subn("\n", text)
+        text, count = word_pattern(trigger).subn("\n", text)
         if not count:
             continue
         sharing = [record.name for record in by_trigger[trigger]]
@@ -146,14 +147,3 @@ def _triggered(text: str, records: Sequence[Record]) -> list[str]:
             )
         found += sharing
     return found
-
-
-def trigger_pattern(trigger: str) -> re.Pattern[str]:
-    """Finds a trigger as a word of its own; as text where its script puts no spaces between words."""
-    before = "" if _unspaced(trigger[:1]) else r"(?<![^\W_])"
-    after = "" if _unspaced(trigger[-1:]) else r"(?![^\W_])"
-    return re.compile(before + re.escape(trigger) + after, re.IGNORECASE)
-
-
-def _unspaced(sign: str) -> bool:
-    return bool(_UNSPACED.fullmatch(sign))

@@ -1,4 +1,4 @@
-"""What is told of a learning rate before a training, and of its loss while it goes on: in time to cancel."""
+"""What is told of words and rates before a training, and of its loss while it goes on: in time to cancel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Sequence
 
 from ..families import FAMILIES, OTHER
+from ..library.manifest import Record
 from ..settings import Settings
+from .request import TrainingRequest
 
 LEAST = 10  # losses in a mean
 LOOKS = (0.1, 0.25, 0.5, 0.75)  # parts of a training after which its loss is looked at
@@ -64,3 +66,24 @@ def at_end(losses: Sequence[float], settings: Settings) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else 0.0
+
+
+def of_words(request: TrainingRequest, records: Sequence[Record]) -> list[str]:
+    """What to know of trigger and class word before they are taught; a sentence each."""
+    said = []
+    trigger = request.trigger.casefold()
+    for record in records:
+        if record.trigger.casefold() == trigger:
+            said.append(
+                f"The trigger '{request.trigger}' is that of concept '{record.name}' already: in a prompt it means both. Give "
+                "each its own."
+            )
+        elif trigger in record.class_word.casefold().split():
+            said.append(f"The trigger '{request.trigger}' is the class word of concept '{record.name}'. Use a made-up word.")
+    if not request.class_word:
+        said.append("There is no class word; the concept is learned better with one, such as 'dog'.")
+    elif trigger in request.class_word.casefold().split():
+        said.append(f"The trigger '{request.trigger}' is the class word, which means something already. Use a made-up word.")
+    if any(character.isdigit() for character in trigger):
+        said.append(f"The trigger '{request.trigger}' has digits, which text encoders take one by one. Use letters only.")
+    return said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,13 +11,17 @@ from torch import Tensor
 
 from ..errors import SeqLoRAError
 from ..io.names import checked_name
+from ..io.text import check_characters, clean_text, word_pattern
+from ..library.manifest import MAX_TEXT
 
 MIN_SIDE = 16  # pixels
+RINGING = 0.1  # how far beyond 0..1 a resize may go
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What is to be taught. Pictures are (h, w, 3) in 0..1; without captions `a photo of {trigger} {class word}` is used."""
+    """What is to be taught. Pictures are (h, w, 3) in 0..1; for one without a caption `a photo of {trigger} {class word}` is
+    used."""
 
     name: str
     trigger: str
@@ -33,21 +36,21 @@ class TrainingRequest:
 
 
 def prepare_captions(request: TrainingRequest) -> tuple[list[str], int]:
-    """One caption per picture, each with the trigger in it; also how often it had to be put in front."""
-    subject = request.subject
-    if not request.captions:
-        return [f"a photo of {subject}"] * len(request.pictures), 0
-    if len(request.captions) != len(request.pictures):
+    """One caption per picture, each with the trigger in it; also how often it had to be put in front. A picture without a
+    caption has one made of trigger and class word."""
+    captions = [clean_text(caption) for caption in request.captions]
+    if captions and len(captions) != len(request.pictures):
         raise SeqLoRAError(
-            f"There are {len(request.captions)} captions for {len(request.pictures)} pictures",
-            "give one caption per picture, or none",
+            f"There are {len(captions)} captions for {len(request.pictures)} pictures", "give one caption per picture, or none"
         )
-    prepared, added = [], 0
-    for caption in request.captions:
-        if re.search(rf"(?<!\w){re.escape(request.trigger)}(?!\w)", caption, re.IGNORECASE):
-            prepared.append(caption.strip())
+    prepared, added, trigger = [], 0, word_pattern(request.trigger)
+    for caption in captions or [""] * len(request.pictures):
+        if not caption:
+            prepared.append(f"a photo of {request.subject}")
+        elif trigger.search(caption):
+            prepared.append(caption)
         else:
-            prepared.append(f"{request.trigger} {caption.strip()}".strip())
+            prepared.append(f"{request.trigger} {caption}")
             added += 1
     return prepared, added
 
@@ -55,23 +58,41 @@ def prepare_captions(request: TrainingRequest) -> tuple[list[str], int]:
 def check_request(request: TrainingRequest) -> TrainingRequest:
     """The request with clean names. Raises SeqLoRAError, before any long work, for what cannot be taught."""
     name = checked_name(request.name, "concept name")
-    trigger = request.trigger.strip()
+    for number, caption in enumerate(request.captions, 1):
+        check_characters(caption, f"caption of picture {number}")
+    trigger, class_word = _word(request.trigger, "trigger"), _word(request.class_word, "class word")
     if not trigger:
         raise SeqLoRAError("The trigger is empty", "give a made-up word that stands for the concept in prompts")
     if not request.pictures:
         raise SeqLoRAError("There are no pictures", "connect at least one image")
-    for number, picture in enumerate(request.pictures, 1):
-        if picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape[:2]) < MIN_SIDE:
-            raise SeqLoRAError(
-                f"Picture {number} has shape {tuple(picture.shape)}", f"pictures must be RGB, at least {MIN_SIDE} pixels a side"
-            )
-        if not torch.isfinite(picture).all():
-            raise SeqLoRAError(f"Picture {number} holds values that are not numbers", "replace it")
-        if float(picture.max() - picture.min()) < 1 / 255:
-            raise SeqLoRAError(f"Picture {number} is one flat colour", "replace it")
-    request = TrainingRequest(name, trigger, request.class_word.strip(), request.pictures, tuple(request.captions))
+    pictures = [_picture(picture, number) for number, picture in enumerate(request.pictures, 1)]
+    request = TrainingRequest(name, trigger, class_word, pictures, tuple(request.captions))
     prepare_captions(request)
     return request
+
+
+def _word(text: str, what: str) -> str:
+    check_characters(text, what)
+    text = clean_text(text)
+    if len(text) > MAX_TEXT:
+        raise SeqLoRAError(f"The {what} has {len(text)} characters, at most {MAX_TEXT} can be kept", "use a word or two")
+    return text
+
+
+def _picture(picture: Tensor, number: int) -> Tensor:
+    """In 0..1, which a little ringing of a resize may have left. Raises SeqLoRAError for what is no picture."""
+    if picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape[:2]) < MIN_SIDE:
+        raise SeqLoRAError(
+            f"Picture {number} has shape {tuple(picture.shape)}", f"pictures must be RGB, at least {MIN_SIDE} pixels a side"
+        )
+    if not torch.isfinite(picture).all():
+        raise SeqLoRAError(f"Picture {number} holds values that are not numbers", "replace it")
+    least, most = float(picture.min()), float(picture.max())
+    if least < -RINGING or most > 1 + RINGING:
+        raise SeqLoRAError(f"Picture {number} has values from {least:g} to {most:g}, but 0 to 1 are expected", "scale it")
+    if most - least < 1 / 255:
+        raise SeqLoRAError(f"Picture {number} is one flat colour", "replace it")
+    return picture.clamp(0, 1) if least < 0 or most > 1 else picture
 
 
 def data_hash(request: TrainingRequest) -> str:

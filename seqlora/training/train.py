@@ -27,6 +27,7 @@ from ..settings import Settings, legacy_names
 from . import remarks
 from .checkpoint import FOLDER, MINUTES, Checkpoint
 from .checks import check_latents, memory_advice
+from .encoding import encode_request
 from .prior import measured_prior, prior_file
 from .progress import Phase, Progress, TrainingSteps, run_to_end
 from .request import TrainingRequest, check_request, data_hash, prepare_captions
@@ -163,7 +164,9 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
     checkpoint, steps = job.checkpoint, job.settings.steps
     state, set_aside = checkpoint.load()
     beyond = beyond_plan(len(job.others.concepts) + 1, job.library.capacity)
-    note = " ".join(filter(None, (set_aside, beyond, remarks.of_rate(job.settings, job.model.family))))
+    words = remarks.of_words(job.request, job.others.concepts)
+    said = (set_aside, beyond, remarks.of_rate(job.settings, job.model.family), *words)
+    note = " ".join(filter(None, said))
     if note:
         yield Progress(Phase.MEASURING, 0, 1, note=note)
     if state:
@@ -198,8 +201,10 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[ConceptTrainer, Moments | None]
     needs_prior = settings.interference_weight > 0 or settings.basis_init == "contrastive"
     prior = library.prior()
     with memory_advice(settings):
-        captions, _ = prepare_captions(job.request)
-        examples = Examples(model.encode_pictures(job.request.pictures), model.encode_captions(captions))
+        conditionings, remark = encode_request(model, job.request)
+        if remark:
+            yield Progress(Phase.MEASURING, 0, 1, note=remark)
+        examples = Examples(model.encode_pictures(job.request.pictures), conditionings)
         check_latents(examples.latents)
         if prior is None and needs_prior:
             prior = yield from measured_prior(library, model, job.layers, examples.latents[0].shape)

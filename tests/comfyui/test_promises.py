@@ -143,7 +143,7 @@ def test_a_library_named_by_another_node_is_cached_and_no_less_true(server: Host
 
 def exporting(library: str, prefix: str) -> dict[str, dict]:
     inputs = {"library": ["train", 0], "concepts": "*", "filename_prefix": prefix, "format": "comfyui", "dtype": "fp16"}
-    return {key: node for key, node in graph(library).items() if key in ("model", "pictures", "library", "train")} | {
+    return {key: node for key, node in graph(library).items() if key not in ("second", "apply", "triggers")} | {
         "export": {"class_type": "SeqLoRA_ExportLoRA", "inputs": inputs}
     }
 

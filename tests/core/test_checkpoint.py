@@ -290,7 +290,7 @@ def test_replacing_a_concept_is_another_training_than_adding_one(library):
     """The request is the same, but what is taught beside it is not."""
     stop_at(bird(library, SCHEDULES["joint"]), 4)
     told = []
-    lesson = small_request("dog", 2)
+    lesson = small_request("dog", 2, trigger="zyxbird")
     taught = run_to_end(train_steps(library, lesson, SCHEDULES["joint"], SmallModel(), replace=True), told.append)
     assert "is of another state of the library" in taught.report["note"] and "resumed_at" not in taught.report
 

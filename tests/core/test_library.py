@@ -182,7 +182,7 @@ def test_the_file_is_an_ordinary_lora(original):
             assert up.shape == (m, rank) and down.shape == (rank, n) and up.dtype == torch.float32
             assert float(file.get_tensor(f"{layer}.alpha")) == rank
         assert len(keys) == 3 * len(ranks)
-    assert about["modelspec.title"] == "dog" and about["modelspec.trigger_phrase"] == "zyx thing"
+    assert about["modelspec.title"] == "dog" and about["modelspec.trigger_phrase"] == "zyxdog thing"
     assert about["ss_network_dim"] == about["ss_network_alpha"] == "8"
     assert about["modelspec.architecture"] == "other/lora" and about["ss_base_model_version"] == "other"
     assert json.loads(about["seqlora"])["concepts"][0]["settings"]["steps"] == QUICK.steps

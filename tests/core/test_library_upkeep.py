@@ -8,11 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from seqlora.cli.main import main
-from seqlora.cli.train import read_pictures
 from seqlora.errors import SeqLoRAError
 from seqlora.library import lock, writer
 from seqlora.library.copy import copy
@@ -485,22 +483,6 @@ def test_the_command_line_refuses_unsafe_names(library, tmp_path, capsys, name):
     if not name.startswith("/") and ".." not in name:  # those are folders of the user's own
         assert run(capsys, "copy", library.path, tmp_path / name, "cat")[0] == 1
     assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    "file,data,sentence",
-    [
-        ("a.png", b"\x89PNG\r\n\x1a\n broken", "a.png cannot be read as a picture"),
-        ("a.jpg", b"", "a.jpg cannot be read as a picture"),
-        ("good.txt", b"\xff\xfe\xfa", "A caption in .* cannot be read .*; save it as UTF-8 text"),
-    ],
-)
-def test_pictures_and_captions_that_are_damaged(tmp_path, file, data, sentence):
-    if file == "good.txt":
-        Image.new("RGB", (32, 32)).save(tmp_path / "good.png")
-    (tmp_path / file).write_bytes(data)
-    with pytest.raises(SeqLoRAError, match=sentence):
-        read_pictures(tmp_path, 32)
 
 
 def test_short_work_does_not_wait_for_a_training(library, capsys, monkeypatch):

@@ -37,7 +37,7 @@ def test_it_opens_whole(library: Library):
 def test_the_request_of_a_concept_finds_it(library: Library):
     before = contents(library.path)
     for seed, name in enumerate(library.names):
-        found = run_to_end(train_steps(library, small_request(name, seed), QUICK, SmallModel()))
+        found = run_to_end(train_steps(library, small_request(name, seed, trigger="zyx"), QUICK, SmallModel()))
         assert found.reused and found.record == library.find(name)
     assert contents(library.path) == before
 
@@ -45,7 +45,8 @@ def test_the_request_of_a_concept_finds_it(library: Library):
 def test_an_unfinished_training_ends_as_it_would_have(library: Library):
     notes = []
     taught = run_to_end(
-        train_steps(library, small_request("bird", 2), BIRD, SmallModel()), lambda progress: notes.append(progress.note)
+        train_steps(library, small_request("bird", 2, trigger="zyx"), BIRD, SmallModel()),
+        lambda progress: notes.append(progress.note),
     )
     assert "Goes on from step 5." in notes and taught.report["resumed_at"] == 5
     expected, pairs = load_file(OLD / "bird.safetensors"), taught.library.load("bird")

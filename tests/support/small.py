@@ -133,9 +133,10 @@ def small_pictures(seed: int, count: int = 3) -> list[Tensor]:
 
 
 def small_request(name: str, seed: int = 0, **changes: Any) -> TrainingRequest:
-    return TrainingRequest(
-        **{"name": name, "trigger": "zyx", "class_word": "thing", "pictures": small_pictures(seed), **changes}
-    )
+    """Each name has a trigger of its own, in letters."""
+    trigger = "zyx" + "".join(character for character in name if character.isalpha())
+    request = {"name": name, "trigger": trigger, "class_word": "thing", "pictures": small_pictures(seed)}
+    return TrainingRequest(**{**request, **changes})
 
 
 def small_library(path: Path, model: SmallModel) -> Library:

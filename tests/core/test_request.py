@@ -1,0 +1,183 @@
+"""What is asked for, before anything is done: words, captions, pictures, and what the text encoder sees of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seqlora.errors import SeqLoRAError
+from seqlora.library.manifest import MAX_TEXT, Record
+from seqlora.training.encoding import encode_request
+from seqlora.training.progress import run_to_end
+from seqlora.training.remarks import of_words
+from seqlora.training.request import check_request, prepare_captions
+from seqlora.training.train import train_steps
+from tests.support.small import QUICK, SmallModel, small_library, small_pictures, small_request
+
+ZORV = {"trigger": "zorv", "class_word": "dog"}
+CHINESE = {"trigger": "\u4f50\u5c14\u592b", "class_word": "\u72d7"}
+
+
+def captions(*given: str, **words: str) -> tuple[list[str], int]:
+    return prepare_captions(small_request("a", captions=given, pictures=[None] * max(len(given), 1), **(words or ZORV)))
+
+
+# -- captions
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a zorv dog",
+        "Zorv!",
+        "(zorv)",
+        "zorv, blue hair",
+        "zorv_dog",
+        "a ZORV\u2019s ball",
+        "zorv:1.2",
+        "-zorv-",
+        "\u72d7zorv"[1:],
+    ],
+)
+def test_a_caption_with_the_trigger_is_taken_as_it_is(caption: str):
+    assert captions(caption) == ([caption], 0)
+
+
+@pytest.mark.parametrize("caption", ["a dog", "zorv2", "zorvian", "azorv", "zor v"])
+def test_a_caption_without_it_gets_it_in_front(caption: str):
+    assert captions(caption) == ([f"zorv {caption}"], 1)
+
+
+@pytest.mark.parametrize(
+    "caption,words",
+    [
+        ("\u4e00\u53ea\u4f50\u5c14\u592b\u72d7", CHINESE),  # no spaces in this script
+        ("\u4f50\u5c14\u592b", CHINESE),
+        ("a zoe\u0301 dog", {"trigger": "zo\u00e9", "class_word": "dog"}),  # the same letter in two ways
+        ("a zo\u00e9 dog", {"trigger": "zo\u00e9", "class_word": "dog"}),
+        ("\u30be\u30eb\u30d6\u306e\u72ac", {"trigger": "\u30be\u30eb\u30d6", "class_word": "\u72ac"}),
+    ],
+)
+def test_the_trigger_is_found_in_any_script(caption: str, words: dict):
+    assert captions(caption, **words)[1] == 0
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\ufeff", "\n", "\u200b"])
+def test_an_empty_caption_is_none_for_its_picture(empty: str):
+    assert captions("a zorv dog", empty) == (["a zorv dog", "a photo of zorv dog"], 0)
+    assert captions(empty, empty) == (["a photo of zorv dog"] * 2, 0)
+
+
+def test_what_nobody_typed_is_taken_out():
+    assert captions("\ufeffa zorv\u200b dog") == (["a zorv dog"], 0)
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+    "changes,sentence",
+    [
+        ({"trigger": "x" * (MAX_TEXT + 1)}, "The trigger has 1001 characters, at most 1000"),
+        ({"class_word": "x" * 5000}, "The class word has 5000 characters"),
+        ({"trigger": "zo\ud83d"}, "The trigger holds half a character"),
+        ({"class_word": "\udc00"}, "The class word holds half a character"),
+        ({"captions": ["a", "b\ud83d", "c"]}, "The caption of picture 2 holds half a character"),
+        ({"trigger": "\ufeff \u200b"}, "The trigger is empty"),
+        ({"pictures": [torch.rand(24, 24, 3) * 255]}, "Picture 1 has values from .* but 0 to 1 are expected"),
+        ({"pictures": [torch.rand(24, 24, 3) * 2 - 1]}, "Picture 1 has values from -"),
+        ({"pictures": [torch.rand(24, 24, 4)]}, "Picture 1 has shape"),
+        (
+            {"pictures": [torch.rand(24, 24, 3), torch.full((24, 24, 3), torch.inf)]},
+            "Picture 2 holds values that are not",
+        ),
+    ],
+)
+def test_what_cannot_be_taught_is_refused_before_any_work(tmp_path, changes: dict, sentence: str):
+    library = small_library(tmp_path / "pets", SmallModel())
+    with pytest.raises(SeqLoRAError, match=sentence):
+        next(train_steps(library, small_request("bird", **changes), QUICK, SmallModel()))
+
+
+def test_the_ringing_of_a_resize_is_no_fault():
+    picture = torch.rand(24, 24, 3)
+    picture[0, 0], picture[1, 1] = -0.05, 1.05
+    checked = check_request(small_request("a", pictures=[picture])).pictures[0]
+    assert checked.min() == 0 and checked.max() == 1
+
+
+# -- what the text encoder sees
+
+
+class ShortSighted(SmallModel):
+    """A text encoder that reads so many words, and some not at all."""
+
+    def __init__(self, words: int, blind: str = ""):
+        super().__init__()
+        self.words, self.blind = words, blind
+
+    def encode_captions(self, captions):
+        read = [" ".join([word for word in caption.split() if word != self.blind][: self.words]) for caption in captions]
+        return super().encode_captions(read)
+
+
+LONG = "a picture of many things that somebody has listed one after the other beside a zorv dog"
+
+
+def test_a_trigger_behind_the_window_is_put_in_front():
+    request = small_request("a", pictures=small_pictures(0, 2), captions=[LONG, "a zorv dog"], **ZORV)
+    model = ShortSighted(12)
+    conditionings, said = encode_request(model, request)
+    assert said.startswith("In 1 captions the trigger stood behind what the text encoder reads")
+    assert torch.equal(conditionings[0], model.encode_captions([f"zorv {LONG}"])[0])
+    assert torch.equal(conditionings[1], model.encode_captions(["a zorv dog"])[0])
+    assert encode_request(SmallModel(), request)[1] == ""
+
+
+def test_a_trigger_that_the_encoder_drops_is_refused(tmp_path):
+    library = small_library(tmp_path / "pets", SmallModel())
+    steps = train_steps(library, small_request("bird", **ZORV), QUICK, ShortSighted(20, "zorv"))
+    with pytest.raises(SeqLoRAError, match="The text encoder does not see the trigger 'zorv'.*choose a word of plain letters"):
+        run_to_end(steps)
+
+
+def test_the_demo_models_window_is_noticed():
+    pytest.importorskip("diffusers")
+    from seqlora.demo.demo_model import DemoModel
+
+    request = small_request("a", pictures=small_pictures(0, 1), captions=[" ".join(["word"] * 90 + ["zorv"])], **ZORV)
+    assert encode_request(DemoModel(), request)[1].startswith("In 1 captions")
+
+
+# -- remarks
+
+
+def record(trigger: str, class_word: str) -> Record:
+    return Record(1, "rex", trigger, class_word, "concepts/1.safetensors", "", "", "", "", [], {}, {})
+
+
+@pytest.mark.parametrize(
+    "words,others,said",
+    [
+        (ZORV, [], []),
+        (ZORV, [("Zorv", "dog")], ["is that of concept 'rex' already"]),
+        ({"trigger": "Dog", "class_word": "animal"}, [("x", "small dog")], ["is the class word of concept 'rex'"]),
+        ({"trigger": "dog", "class_word": "dog"}, [], ["is the class word, which means something already"]),
+        ({"trigger": "zorv", "class_word": ""}, [], ["There is no class word"]),
+        ({"trigger": "zorv2", "class_word": "dog"}, [], ["has digits"]),
+    ],
+)
+def test_words_that_will_cause_trouble_are_remarked_on(words: dict, others: list, said: list[str]):
+    remarks = of_words(small_request("a", **words), [record(*other) for other in others])
+    assert len(remarks) == len(said) and all(part in remark for part, remark in zip(said, remarks, strict=True))
+
+
+def test_a_remark_is_told_before_and_kept(tmp_path):
+    library = small_library(tmp_path / "pets", SmallModel())
+    told = []
+    taught = run_to_end(
+        train_steps(library, small_request("bird", trigger="zyxcat"), QUICK, SmallModel()),
+        lambda progress: told.append(progress),
+    )
+    assert "is that of concept 'cat' already" in told[0].note and told[0].step == 0
+    assert "is that of concept 'cat' already" in taught.report["note"]
