@@ -35,11 +35,10 @@ def header_of(moments: Moments) -> dict[str, Any]:
 
 
 def moments_from(tensors: dict[str, Tensor], header: Mapping[str, Any]) -> Moments:
-    """Takes what `tensors_of` named out of `tensors`; as copies, because what was read shares one buffer that should not live
-    for as long as these. Raises KeyError, TypeError or ValueError."""
+    """Takes what `tensors_of` named out of `tensors`. Raises KeyError, TypeError or ValueError."""
 
     def take(name: str) -> Moment:
-        return Moment(tensors.pop(f"{name}.sketch").clone(), tensors.pop(f"{name}.diagonal").clone())
+        return Moment(tensors.pop(f"{name}.sketch"), tensors.pop(f"{name}.diagonal"))
 
     by_input = {name: take(name) for name in dict.fromkeys(header["input_of"].values())}
     gammas = {layer: take(f"{layer}{FELT}") for layer in header["felt"]}

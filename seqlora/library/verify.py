@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import SeqLoRAError
 from ..io.atomic import is_within
-from ..io.safetensors_file import read_header
+from ..io.safetensors_file import read_metadata
 from .lock import LibraryLock
 from .manifest import Manifest, Record, parse
 from .store import Library
@@ -105,9 +105,9 @@ def check_header(library: Library, record: Record) -> None:
 def read_described(folder: Path, file: str) -> tuple[Manifest, Record]:
     """The library and the concept that a concept file's header describes."""
     path = inside(folder, file)
-    header = read_header(path)
+    metadata = read_metadata(path)
     try:
-        described = parse(header.metadata["seqlora"])
+        described = parse(metadata["seqlora"])
         (record,) = described.concepts
     except (KeyError, ValueError) as error:
         raise SeqLoRAError(f"{path} does not say which concept it is", "restore it from a copy") from error

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import SeqLoRAError, remedied
 from ..io.atomic import RESTORE, is_within
 from ..io.names import checked_name, collision_key, slug
-from ..io.safetensors_file import MAX_HEADER, read_header, read_tensors
+from ..io.safetensors_file import MAX_HEADER, read_metadata, read_tensors
 from ..lora.compose import compose
 from ..lora.formats import from_native
 from ..lora.ranks import layer_rank
@@ -166,7 +166,7 @@ class LibraryView:
 
     def thumbnail(self, name: str) -> str:
         """A small picture of the concept as a data URI, or "" where its file has none that can be used."""
-        uri = read_header(self.inside(self.find(name).file)).metadata.get(thumbnails.KEY, "")
+        uri = read_metadata(self.inside(self.find(name).file)).get(thumbnails.KEY, "")
         with suppress(ValueError):
             thumbnails.decode(uri)
             return uri

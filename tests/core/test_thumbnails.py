@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from seqlora.io.safetensors_file import read_header, read_tensors, write_tensors
+from seqlora.io.safetensors_file import read_metadata, read_tensors, write_tensors
 from seqlora.library.copy import copy
 from seqlora.library.repair import repair
 from seqlora.library.store import Library
@@ -107,7 +107,7 @@ def test_a_file_without_one_is_as_good_as_any(library):
     old = with_thumbnail(library, None)
     assert old.thumbnail("dog") == "" and old.load("dog").keys() == library.load("cat").keys()
     renamed = LibraryWriter(old).rename("dog", "hound")
-    assert KEY not in read_header(renamed.path / renamed.find("hound").file).metadata
+    assert KEY not in read_metadata(renamed.path / renamed.find("hound").file)
 
 
 def test_jpeg_of_another_hand_is_shown(library):
@@ -131,5 +131,5 @@ def test_teaching_anew_brings_the_new_picture(library):
     lesson = small_request("dog", seed=7)
     taught = run_to_end(train_steps(library, lesson, QUICK, SmallModel(), replace=True))
     assert taught.library.thumbnail("dog") == encode(lesson.pictures[0]) != library.thumbnail("cat")
-    about = json.loads(read_header(taught.library.path / taught.record.file).metadata["seqlora"])
+    about = json.loads(read_metadata(taught.library.path / taught.record.file)["seqlora"])
     assert about["concepts"][0]["name"] == "dog"
