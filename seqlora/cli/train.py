@@ -18,6 +18,7 @@ from ..training.progress import Phase, Progress, run_to_end
 from ..training.request import TrainingRequest, check_request
 from ..training.train import describe_result, train_steps
 from .arguments import Command, folder, whole, with_options
+from .log import log_to_stderr
 
 # Previews are the editor's, and a pipeline decides itself when it computes parts twice.
 FLAGS = [
@@ -58,7 +59,7 @@ def train(args: argparse.Namespace) -> None:
     lesson = check_request(lesson)  # before there is a library for it
     library = Library.create(args.library, args.rank, args.capacity, args.targets)
     steps = train_steps(library, lesson, settings, model, run.checkpoint_minutes, run.replace)
-    with ControlC() as pressed:
+    with log_to_stderr(), ControlC() as pressed:
         taught = run_to_end(steps, pressed.tell)
     print(json.dumps(describe_result(taught), indent=1))
 

@@ -86,7 +86,7 @@ class Checkpoint:
             return
         write(self.path, State(state.counters | {"seconds": self.seconds}, tensors, state.moments), self.binding)
         self.step, self._saved = state.counters["step"], time.monotonic()
-        logger.info("checkpoint of step %d written", self.step)
+        logger.info("checkpoint of step %d written, %.0f s in", self.step, self.seconds)
 
     def remove(self) -> None:
         """The training is over. Also what processes left that died while they wrote: who trains is the library's one writer."""

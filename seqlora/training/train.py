@@ -172,7 +172,8 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
     if state:
         yield Progress(Phase.TRAINING, checkpoint.step or 0, steps, note=f"Goes on from step {checkpoint.step}.")
     resumed_at, trainer = checkpoint.step, None
-    logger.info("'%s' is taught into library '%s'", job.request.name, job.library.path.name)
+    doing = f"goes on from step {resumed_at}" if state else f"starts, {steps} steps on {len(job.request.pictures)} pictures"
+    logger.info("the training of '%s' into library '%s' %s", job.request.name, job.library.path.name, doing)
     try:
         trainer, prior = yield from _trainer_of(job)
         if state:
@@ -208,7 +209,9 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[ConceptTrainer, Moments | None]
         check_latents(examples.latents)
         if prior is None and needs_prior:
             prior = yield from measured_prior(library, model, job.layers, examples.latents[0].shape)
-            logger.info("the base model was measured on %d captions", len(model.generic_captions))
+            logger.info(
+                "the base model was measured on %d captions, %.0f s in", len(model.generic_captions), job.checkpoint.seconds
+            )
     earlier = [job.others.load(name) for name in job.others.names]
     moments = job.others.moments_sum() if needs_prior else None
     beside = Surroundings(earlier, prior if needs_prior else None, moments, library.capacity)

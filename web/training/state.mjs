@@ -1,6 +1,6 @@
 // What is known of a training, put together from the whole that the server answers and the news that it sends.
 const HISTORIES = ['losses', 'figures', 'previews']
-const RUNNING = ['starting', 'measuring', 'training', 'saving']
+const RUNNING = ['starting', 'waiting', 'measuring', 'training', 'saving']
 const MOST_POINTS = 2000
 
 export const running = (training) => RUNNING.includes(training.phase)
