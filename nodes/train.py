@@ -177,6 +177,9 @@ def summary(taught: TrainResult) -> str:
         lines.append("taught before with the same inputs; nothing was done")
     if "note" in figures:
         lines.append(figures["note"])
+    if "chosen_automatically" in figures:
+        chosen = ", ".join(f"{name} {record.settings[name]:g}" for name in figures["chosen_automatically"])
+        lines.append(f"chosen for this model ({figures['model_family']}): {chosen}")
     if "resumed_at" in figures:
         lines.append(f"went on from step {figures['resumed_at']}")
     if "ended_early_at" in figures:

@@ -35,7 +35,7 @@ from .pictures import Emoji, all_emoji, concept_pictures, held_out_emoji, trigge
 PICTURES = 5  # per concept
 SAMPLES = 4  # per concept and row
 # Plain LoRA's rate is the best of those in demo_model/tune.py, on emoji that the demo does not use; see docs/demo.md.
-DEMO_SETTINGS = Settings(steps=80, batch_size=8, learning_rate=2e-2, basis_learning_rate=6e-3)
+DEMO_SETTINGS = Settings().resolved("demo")
 PLAIN_SETTINGS = DEMO_SETTINGS.with_(learning_rate=3e-3, basis_learning_rate=3e-3)
 ROWS = ("reference", "alone", "all together, SeqLoRA", "all together, plain LoRA")
 
