@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .apply import apply_adapter
 from .denoiser import Caption, HostDenoiser
-from .folders import library_names, library_path, next_lora_path, preview_folder, register_folder
+from .folders import hidden_libraries, library_names, library_path, next_lora_path, preview_folder, register_folder
 from .gradients import checkpointed, clone_norm_inputs, replace_inference_tensors, transformer_blocks, without_inference_mode
 from .model import HostModel, fingerprint, has_accelerator, training_model
 from .progress import Interrupted, add_routes, run_with_progress, say, send
@@ -22,6 +22,7 @@ __all__ = [
     "checkpointed",
     "fingerprint",
     "has_accelerator",
+    "hidden_libraries",
     "library_names",
     "library_path",
     "next_lora_path",

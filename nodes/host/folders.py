@@ -2,38 +2,85 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import os
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
+import yaml
+from comfy.cli_args import args
 
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.io.names import checked_name
 from ...seqlora.library.writer import MANIFEST
 
 FOLDER = "seqlora"
+logger = logging.getLogger("seqlora")
 
 
 def register_folder() -> None:
-    """Makes `models/seqlora` known, beside what extra_model_paths.yaml may have named."""
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+    """Makes `models/seqlora` known, before what extra_model_paths.yaml names, but for places that are marked is_default."""
+    own = str(Path(folder_paths.models_dir) / FOLDER)
     # An unknown key starts with an empty set of extensions, which means every file to the host.
-    folder_paths.folder_names_and_paths[FOLDER][1].add(".safetensors")
+    places, extensions = folder_paths.folder_names_and_paths.setdefault(FOLDER, ([], set()))
+    if own not in places:
+        places.insert(min(_default_places(), len(places)), own)
+    extensions.add(".safetensors")
+    for place in places:
+        if not _writable(Path(place)):
+            logger.warning("%s cannot be written to; its libraries can be used, new concepts go elsewhere", place)
+
+
+def _default_places() -> int:
+    """How many places for libraries are marked is_default; the host has put them first, and keeps no note of it."""
+    beside = Path(folder_paths.__file__).with_name("extra_model_paths.yaml")
+    files = [*([beside] if beside.is_file() else []), *map(Path, itertools.chain(*(args.extra_model_paths_config or ())))]
+    sections = [section for file in files for section in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).values()]
+    marked = [section for section in sections if section and section.get("is_default")]
+    return sum(len(list(filter(None, str(section.get(FOLDER, "")).split("\n")))) for section in marked)
+
+
+def _writable(place: Path) -> bool:
+    """Whether a library could be made there; the place itself need not exist."""
+    nearest = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _roots() -> list[Path]:
+    return [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
+
+
+def _libraries() -> Iterator[Path]:
+    """All libraries' folders, those first that win."""
+    for root in _roots():
+        if root.is_dir():
+            yield from sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
 
 
 def library_names() -> list[str]:
     """All libraries in all folders, sorted."""
-    roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
-    return sorted(
-        {path.parent.name for root in roots if root.is_dir() for path in root.glob(f"*/{MANIFEST}")}, key=str.casefold
-    )
+    return sorted({unicodedata.normalize("NFC", path.name) for path in _libraries()}, key=str.casefold)
+
+
+def hidden_libraries(name: str) -> list[Path]:
+    """Libraries of this name that another of the same name hides, since its place comes first."""
+    return [path for path in _libraries() if unicodedata.normalize("NFC", path.name) == name][1:]
 
 
 def library_path(name: str) -> Path:
-    """The folder of the library of this name: where it is, or where a new one goes. Names only: a path is refused."""
+    """The folder of the library of this name: where it is, or where a new one goes, the first place that can be written to.
+
+    Names only: a path is refused.
+    """
     name = checked_name(name, "library name")
-    roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
-    found = [root / name for root in roots if (root / name / MANIFEST).is_file()]
-    return found[0] if found else roots[0] / name
+    roots = _roots()
+    found = [path for path in _libraries() if unicodedata.normalize("NFC", path.name) == name]
+    if found:
+        return found[0]
+    return next(filter(_writable, roots), roots[0]) / name
 
 
 def next_lora_path(prefix: str) -> tuple[Path, str]:

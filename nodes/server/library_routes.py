@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from ..report import report_of, report_picture
 
 PICTURES: dict[tuple[Path, str], str] = {}  # by library and hash of the concept's file
 KEPT_PICTURES = 2000  # of 11 KB at most
+logger = logging.getLogger("seqlora")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -107,7 +109,12 @@ def _line(name: str) -> dict[str, Any]:
     except SeqLoRAError as error:
         return {"name": name, "concepts": 0, "capacity": 0, "rank": 0, "targets": "", "problem": str(error)}
     about = {"name": name, "concepts": len(library.concepts), "capacity": library.capacity, "rank": library.rank}
-    return about | {"targets": library.targets, "problem": ""}
+    about |= {"targets": library.targets, "problem": ""}
+    hidden = host.hidden_libraries(name)
+    if hidden:
+        about["remark"] = f"There is another library '{name}' at {hidden[0].parent}; rename one of the folders to use both."
+        logger.warning(about["remark"])
+    return about
 
 
 def about(library: Library) -> dict[str, Any]:

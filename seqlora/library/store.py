@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import SeqLoRAError
 from ..io.atomic import RESTORE, is_within, remedy
-from ..io.names import checked_name
+from ..io.names import checked_name, collision_key
 from ..io.safetensors_file import read_bytes
 from ..lora.targets import TARGETS
 from . import manifest
@@ -44,6 +44,7 @@ class Library(LibraryView):
         if targets not in TARGETS:
             raise SeqLoRAError(f"targets is '{targets}', but must be one of: {', '.join(TARGETS)}")
         if not (path / MANIFEST).exists():
+            _check_beside(path)
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -98,6 +99,17 @@ class Library(LibraryView):
             yield LibraryWriter(Library.open(self.path))
         finally:
             lock.release()
+
+
+def _check_beside(path: Path) -> None:
+    """Raises SeqLoRAError where some file systems take a library's name for the new one: by case, or by composed letters."""
+    for manifest_file in path.parent.glob(f"*/{MANIFEST}"):
+        name = manifest_file.parent.name
+        if name != path.name and collision_key(name) == collision_key(path.name):
+            raise SeqLoRAError(
+                f"There is a library '{name}' at {path.parent}, which many systems take for '{path.name}'",
+                "open that one or choose another name",
+            )
 
 
 def request_hash(*parts: Any) -> str:

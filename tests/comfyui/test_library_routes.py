@@ -94,7 +94,7 @@ def test_libraries_are_listed_and_described(server: HostServer, library: Library
     assert time.strptime(cat.pop("created"), "%Y-%m-%dT%H:%M:%SZ")
     assert cat == {
         "name": "cat",
-        "trigger": "zyxdog",
+        "trigger": "zyxcat",
         "class_word": "thing",
         "rank": 4,
         "size": sizes[0],

@@ -281,6 +281,17 @@ def test_a_cancelled_training_leaves_only_its_checkpoint(library, model):
         assert free.library == library
 
 
+@pytest.mark.parametrize("name", ["PETS", "Pets", "pet\u017f", "caf\u00e9", "cafe\u0301", "Cafe\u0301"])
+def test_a_name_that_another_system_takes_for_a_library_beside_it_is_refused(tmp_path, name):
+    other = "pets" if "p" in name.lower() else ("cafe\u0301" if name == "caf\u00e9" else "caf\u00e9")
+    (tmp_path / other).mkdir()
+    Library.create(tmp_path / "x", 4, 8, "attention").path.joinpath(MANIFEST).rename(tmp_path / other / MANIFEST)
+    with pytest.raises(SeqLoRAError, match=f"There is a library '{other}' at .*; open that one or choose another name"):
+        Library.create(tmp_path / name, 4, 8, "attention")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([other, "x"])
+    assert Library.create(tmp_path / f"{name} 2", 4, 8, "attention").names == []
+
+
 def test_a_folder_that_was_deleted_meanwhile_is_made_anew_with_what_exists(library, model):
     steps = train_steps(library, small_request("bird", 2), QUICK, model)
     for _ in range(9):
