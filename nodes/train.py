@@ -171,8 +171,7 @@ def split_captions(captions: Sequence[str], count: int) -> tuple[str, ...]:
 
 def summary(taught: TrainResult) -> str:
     record, library, figures = taught.record, taught.library, taught.report
-    subject = f"{record.trigger} {record.class_word}".strip()
-    lines = [f"{record.name}: write '{subject}' in prompts"]
+    lines = [f"{record.name}: write '{record.subject}' in prompts"]
     if taught.reused:
         lines.append("taught before with the same inputs; nothing was done")
     if "note" in figures:

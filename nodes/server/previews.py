@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...seqlora.errors import SeqLoRAError
+from ...seqlora.library.manifest import Record
 from ...seqlora.library.store import Library
 from ...seqlora.training.progress import Progress
 from ...seqlora.training.request import TrainingRequest
@@ -31,7 +32,7 @@ class Previews:
 
     def __init__(self, id: str, model: host.HostModel, path: Path, lesson: TrainingRequest, every: int, prompt: str):
         self.id, self.model, self.path, self.every = id, model, path, every
-        self._own = (lesson.name, prompt.strip() or default_prompt(lesson.trigger, lesson.class_word))
+        self._own = (lesson.name, prompt.strip() or default_prompt(lesson))
         self._drawn = 0  # the step of the last
 
     def due(self, progress: Progress, last: bool) -> bool:
@@ -48,7 +49,7 @@ class Previews:
         try:
             subjects = [self._own]
             for record in Library.open(self.path).concepts[-1:]:  # it cannot change: the training is its one writer
-                subjects.append((record.name, default_prompt(record.trigger, record.class_word)))
+                subjects.append((record.name, default_prompt(record)))
             with progress.snapshot.all_active():
                 drawn = self.model.draw([prompt for _, prompt in subjects], SEED)
             pictures = [
@@ -68,5 +69,5 @@ class Previews:
         return {"filename": name} | place
 
 
-def default_prompt(trigger: str, class_word: str) -> str:
-    return f"a photo of {trigger} {class_word}".strip()
+def default_prompt(concept: TrainingRequest | Record) -> str:
+    return f"a photo of {concept.subject}"
