@@ -14,7 +14,8 @@ from ..seqlora.errors import SeqLoRAError
 from ..seqlora.settings import NAMES_1, OPTIONS, RunOptions, Settings, settings_of
 from ..seqlora.training.progress import Phase, Progress
 from ..seqlora.training.request import TrainingRequest, check_request
-from ..seqlora.training.train import TrainResult, describe_result, train_steps
+from ..seqlora.training.result import TrainResult, describe_result
+from ..seqlora.training.train import train_steps
 from . import host
 from .library import LibraryHandle, LibraryType, tell_changed
 from .server import training_status
@@ -170,20 +171,20 @@ def split_captions(captions: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def summary(taught: TrainResult) -> str:
-    record, library, figures = taught.record, taught.library, taught.report
+    record, library, report = taught.record, taught.library, taught.report
     lines = [f"{record.name}: write '{record.subject}' in prompts"]
     if taught.reused:
         lines.append("taught before with the same inputs; nothing was done")
-    if "note" in figures:
-        lines.append(figures["note"])
-    if "chosen_automatically" in figures:
-        chosen = ", ".join(f"{name} {record.settings[name]:g}" for name in figures["chosen_automatically"])
-        lines.append(f"chosen for this model ({figures['model_family']}): {chosen}")
-    if "resumed_at" in figures:
-        lines.append(f"went on from step {figures['resumed_at']}")
-    if "ended_early_at" in figures:
-        lines.append(f"ended early, at step {figures['ended_early_at']} of {record.settings['steps']}")
-    lines.append(f"loss {figures['first_loss']:.4f} -> {figures['last_loss']:.4f} in {figures['seconds']} s")
+    if report.note:
+        lines.append(report.note)
+    if report.chosen_automatically:
+        chosen = ", ".join(f"{name} {record.settings[name]:g}" for name in report.chosen_automatically)
+        lines.append(f"chosen for this model ({report.model_family}): {chosen}")
+    if report.resumed_at is not None:
+        lines.append(f"went on from step {report.resumed_at}")
+    if report.ended_early_at is not None:
+        lines.append(f"ended early, at step {report.ended_early_at} of {record.settings['steps']}")
+    lines.append(f"loss {report.first_loss:.4f} -> {report.last_loss:.4f} in {report.seconds} s")
     if record.full_layers:
         lines.append(f"{len(record.full_layers)} layers were full and are shared softly")
     lines.append(f"library {library.path.name}: {len(library.concepts)} of {library.capacity} concepts")

@@ -11,7 +11,8 @@ from .io.pictures import read_folder
 from .library.store import Library
 from .settings import Settings
 from .training.request import TrainingRequest
-from .training.train import TrainResult, train
+from .training.result import TrainResult
+from .training.train import train
 
 __version__ = "0.1.0"
 __all__ = [

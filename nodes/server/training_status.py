@@ -19,7 +19,7 @@ from aiohttp import web
 
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.training.progress import Phase, Progress
-from ...seqlora.training.train import TrainResult
+from ...seqlora.training.result import TrainResult
 from .. import host
 
 EVENT = "seqlora.training"
@@ -111,7 +111,7 @@ class Training:
             self.phase, self.note = phase, note or self.note
             if taught and taught.reused:
                 self.note = "It was taught before with the same inputs; nothing was done."
-                self.step, self.steps = taught.report["steps"], taught.record.settings["steps"]
+                self.step, self.steps = taught.report.steps, taught.record.settings["steps"]
                 for number, loss in enumerate(taught.losses, 1):
                     self.loss = _short(loss)
                     point = [round(number * self.step / len(taught.losses)), self.loss]

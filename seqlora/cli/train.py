@@ -16,7 +16,8 @@ from ..lora.targets import TARGETS
 from ..settings import OPTIONS, settings_of
 from ..training.progress import Phase, Progress, run_to_end
 from ..training.request import TrainingRequest, check_request
-from ..training.train import describe_result, train_steps
+from ..training.result import describe_result
+from ..training.train import train_steps
 from .arguments import Command, folder, whole, with_options
 from .log import log_to_stderr
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
@@ -14,7 +13,7 @@ from ..diffusion.batches import Examples
 from ..diffusion.model import Model
 from ..errors import SeqLoRAError
 from ..library.lock import LibraryLock
-from ..library.manifest import Base, Record
+from ..library.manifest import Base
 from ..library.store import Library, request_hash
 from ..library.thumbnails import encode
 from ..library.writer import MANIFEST, LibraryWriter
@@ -31,27 +30,12 @@ from .encoding import encode_request
 from .prior import measured_prior, prior_file
 from .progress import Phase, Progress, TrainingSteps, run_to_end
 from .request import TrainingRequest, check_request, data_hash, prepare_captions
+from .result import TrainingReport, TrainResult, thinned
 from .start import Surroundings
 from .trainer import ConceptTrainer
 
 logger = logging.getLogger("seqlora")
 GONE = "The library's folder was deleted while the concept was taught; the library was made anew and holds this concept only."
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    library: Library
-    record: Record
-    losses: Sequence[float]
-    report: Mapping[str, Any]
-    reused: bool = False  # the same request had been taught before
-
-    @classmethod
-    def again(cls, library: Library, record: Record) -> TrainResult:
-        """What is known of a concept that was taught earlier: its losses as `thinned` left them."""
-        figures = dict(record.metrics)
-        losses = figures.pop("losses", [])
-        return cls(library, record, losses, figures | {"reused": True}, reused=True)
 
 
 @dataclass(frozen=True)
@@ -218,38 +202,34 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[ConceptTrainer, Moments | None]
     return ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside), prior
 
 
-def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note: str, resumed_at: int | None) -> dict[str, Any]:
+def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note: str, resumed_at: int | None) -> TrainingReport:
     across, within = metrics.basis_error([*earlier, concept.pairs])
     first, last = remarks.first_and_last(concept.losses)
-    report: dict[str, Any] = {
-        "steps": concept.steps,
-        "seconds": round(job.checkpoint.seconds, 1),
-        "first_loss": round(first, 6),
-        "last_loss": round(last, 6),
-        "captions_given_the_trigger": prepare_captions(job.request)[1],
-        "largest_overlap_entry": across,
-        "largest_orthonormality_error": within,
-        "captured_energy": metrics.captured_energy(concept.pairs, concept.moments),
-        "change_norm": metrics.change_norm(concept.pairs),
-        "full_layers": len(concept.full_layers),
-        "precision": str(job.model.denoiser.dtype).removeprefix("torch."),
-    }
-    if job.automatic:
-        report |= {"model_family": job.model.family, "chosen_automatically": list(job.automatic)}
-    if concept.steps < job.settings.steps:
-        report["ended_early_at"] = concept.steps
-    if note:
-        report["note"] = note
-    if resumed_at is not None:
-        report["resumed_at"] = resumed_at
-    return report
+    return TrainingReport(
+        steps=concept.steps,
+        seconds=round(job.checkpoint.seconds, 1),
+        first_loss=round(first, 6),
+        last_loss=round(last, 6),
+        captions_given_the_trigger=prepare_captions(job.request)[1],
+        largest_overlap_entry=across,
+        largest_orthonormality_error=within,
+        captured_energy=metrics.captured_energy(concept.pairs, concept.moments),
+        change_norm=metrics.change_norm(concept.pairs),
+        full_layers=len(concept.full_layers),
+        precision=str(job.model.denoiser.dtype).removeprefix("torch."),
+        model_family=job.model.family if job.automatic else None,
+        chosen_automatically=list(job.automatic),
+        ended_early_at=concept.steps if concept.steps < job.settings.steps else None,
+        note=note,
+        resumed_at=resumed_at,
+    )
 
 
-def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: dict[str, Any]) -> TrainResult:
+def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: TrainingReport) -> TrainResult:
     """Into the library, and away with what was only there until then."""
     request, writer = job.request, job.writer
     if not (writer.library.path / MANIFEST).exists():
-        report["note"] = " ".join(filter(None, (report.get("note"), GONE)))
+        report = replace(report, note=" ".join(filter(None, (report.note, GONE))))
         logger.warning(GONE)
         writer.start_over()
     writer.bind(Base(dict(job.model.layout), job.shapes, job.model.fingerprint), prior)
@@ -260,7 +240,7 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: dict
         concept,
         asdict(job.settings),
         job.request_hash,
-        report | {"losses": thinned(concept.losses)},
+        report.to_dict() | {"losses": thinned(concept.losses)},
         encode(request.pictures[0]),
         job.replaces if job.replaces in writer.library.names else None,
     )
@@ -268,7 +248,7 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: dict
         prior_file(library).unlink()
     job.checkpoint.remove()
     logger.info(
-        "'%s' is in library '%s' after %d steps, %.0f s", request.name, library.path.name, concept.steps, report["seconds"]
+        "'%s' is in library '%s' after %d steps, %.0f s", request.name, library.path.name, concept.steps, report.seconds
     )
     return TrainResult(library, library.find(request.name), concept.losses, report)
 
@@ -281,28 +261,3 @@ def beyond_plan(number: int, capacity: int) -> str:
         f"This is concept {number} of a library planned for {capacity}: what concepts change elsewhere adds up, so with all of "
         "them on each keeps less of itself, and so does the base model. Start a library with a larger capacity for more."
     )
-
-
-def describe_result(result: TrainResult) -> dict[str, Any]:
-    """What was taught, with the settings that were used, and the figures."""
-    record, library = result.record, result.library
-    return {
-        "library": library.path.name,
-        "concept": record.name,
-        "trigger": record.trigger,
-        "class_word": record.class_word,
-        "number": record.id,
-        "file": record.file,
-        "settings": dict(record.settings),
-    } | dict(result.report)
-
-
-def thinned(losses: Sequence[float], points: int = 200) -> list[float]:
-    """The curve as means of at most so many equal parts."""
-    count = min(len(losses), points)
-    edges = [len(losses) * i // count for i in range(count + 1)] if count else []
-    return [_mean(losses[start:stop]) for start, stop in zip(edges, edges[1:], strict=False)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / max(len(values), 1), 6)

@@ -132,7 +132,7 @@ def test_refused_before_any_work(library, make, sentence):
 def test_the_request_is_good_otherwise(library):
     taught = run_to_end(train_steps(library, Request().lesson, QUICK, Request().model))
     assert taught.library.names == ["cat", "dog", "elk", "fox", "bird"]
-    assert len(taught.record.full_layers) == 6 == taught.report["full_layers"]  # the fallback is on, and is recorded
+    assert len(taught.record.full_layers) == 6 == taught.report.full_layers  # the fallback is on, and is recorded
 
 
 def test_loss_that_is_no_number(library):

@@ -22,7 +22,8 @@ from seqlora.library.store import Library
 from seqlora.settings import method_settings
 from seqlora.training.checkpoint import FOLDER
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import describe_result, thinned, train_steps
+from seqlora.training.result import describe_result, thinned
+from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallDenoiser, SmallModel, contents, small_request
 
 STEPS = 12
@@ -142,7 +143,7 @@ def test_a_resumed_training_ends_as_if_it_had_never_stopped(library, straight, s
     told = []
     resumed = run_to_end(bird(library, SCHEDULES[schedule]), told.append)
     assert identical(straight(schedule), resumed)
-    assert resumed.report["resumed_at"] == stopped_at and resumed.report["steps"] == STEPS
+    assert resumed.report.resumed_at == stopped_at and resumed.report.steps == STEPS
     assert {p.phase for p in told} == {"training", "saving"} and [p.step for p in told][:1] == [stopped_at]
     assert told[0].note == f"Goes on from step {stopped_at}."
     assert not (library.path / FOLDER).exists()
@@ -153,7 +154,7 @@ def test_the_time_reported_is_that_of_all_sessions(library):
     next(first)
     time.sleep(3.0)  # longer than the second session takes
     stop_at(first, 2)
-    assert run_to_end(bird(library, SCHEDULES["joint"])).report["seconds"] >= 3.0
+    assert run_to_end(bird(library, SCHEDULES["joint"])).report.seconds >= 3.0
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_a_pass_that_is_interrupted_loses_its_step_only(library, straight, sched
         run_to_end(bird(library, SCHEDULES[schedule], interrupted(at, Interrupt())))
     done = max(step for step in ([1, 5] if schedule == "finite_difference" else range(at)) if step < at)
     resumed = run_to_end(bird(library, SCHEDULES[schedule]))
-    assert resumed.report["resumed_at"] == done and identical(straight(schedule), resumed)
+    assert resumed.report.resumed_at == done and identical(straight(schedule), resumed)
 
 
 def test_stopped_again_and_again(library, straight):
@@ -203,7 +204,7 @@ def test_bf16_goes_on_as_well(library, tmp_path):
     shutil.copytree(library.path, tmp_path / "other" / "pets")
     one = run_to_end(bird(Library.open(tmp_path / "other" / "pets"), QUICK, model()))
     stop_at(bird(library, QUICK, model()), 6)
-    assert identical(one, run_to_end(bird(library, QUICK, model()))) and one.report["precision"] == "bfloat16"
+    assert identical(one, run_to_end(bird(library, QUICK, model()))) and one.report.precision == "bfloat16"
 
 
 def test_minutes_pass(library):
@@ -274,7 +275,7 @@ def test_what_does_not_fit_is_set_aside(library, tmp_path, spoil, sentence):
     taught = run_to_end(bird(library, SCHEDULES["joint"]), told.append)
     (note,) = [p.note for p in told if p.note]
     assert str(path) in note and sentence in note and note.endswith("; it was set aside and the training starts anew.")
-    assert taught.report["note"] == note and "resumed_at" not in taught.report
+    assert taught.report.note == note and taught.report.resumed_at is None
     assert identical(anew, taught)
     assert path.with_suffix(".set-aside").read_bytes() == data and not path.exists()
 
@@ -283,7 +284,7 @@ def test_another_request_does_not_take_it(library):
     stop_at(bird(library, SCHEDULES["joint"]), 4)
     told = []
     taught = run_to_end(bird(library, SCHEDULES["joint"].with_(seed=1)), told.append)
-    assert "resumed_at" not in taught.report and not any(p.note for p in told) and len(files_in(library)) == 1
+    assert taught.report.resumed_at is None and not any(p.note for p in told) and len(files_in(library)) == 1
 
 
 def test_replacing_a_concept_is_another_training_than_adding_one(library):
@@ -292,7 +293,7 @@ def test_replacing_a_concept_is_another_training_than_adding_one(library):
     told = []
     lesson = small_request("dog", 2, trigger="zyxbird")
     taught = run_to_end(train_steps(library, lesson, SCHEDULES["joint"], SmallModel(), replace=True), told.append)
-    assert "is of another state of the library" in taught.report["note"] and "resumed_at" not in taught.report
+    assert "is of another state of the library" in taught.report.note and taught.report.resumed_at is None
 
 
 def test_a_checkpoint_of_a_finished_concept_goes_away(library):
@@ -323,7 +324,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(library):
     sentence = r"^The loss was no longer a number at step 6; lower learning_rate .* its checkpoint of step 5 stays\.$"
     with pytest.raises(SeqLoRAError, match=sentence):
         run_to_end(bird(library, QUICK, model, checkpoint_minutes=1e-9))
-    assert run_to_end(bird(library, QUICK)).report["resumed_at"] == 5
+    assert run_to_end(bird(library, QUICK)).report.resumed_at == 5
 
 
 def test_values_that_are_no_numbers_are_not_kept(library):
@@ -359,7 +360,7 @@ def test_memory_that_runs_out_on_the_way(library):
     model.denoiser = Hungry(0, None)
     with pytest.raises(SeqLoRAError, match=r"ran out of memory; lower batch_size .*; its checkpoint of step 4 stays\.$"):
         run_to_end(bird(library, QUICK, model))
-    assert run_to_end(bird(library, QUICK)).report["resumed_at"] == 4
+    assert run_to_end(bird(library, QUICK)).report.resumed_at == 4
 
 
 def test_a_model_without_gradients(library):
@@ -398,12 +399,12 @@ def test_keep_files_the_concept_as_it_is(library, tmp_path):
     kept = run_to_end(bird(library, settings), tell)
     assert [p.step for p in told if p.phase == "training"] == [1, 2, 3, 4, 5, 6, 7]
     assert kept.library.names == ["cat", "dog", "bird"] and not (library.path / FOLDER).exists()
-    assert kept.report["steps"] == kept.report["ended_early_at"] == 7 == len(kept.losses)
+    assert kept.report.steps == kept.report.ended_early_at == 7 == len(kept.losses)
     assert kept.record.metrics["ended_early_at"] == 7 and kept.record.settings["steps"] == 40
     assert max(float(pair.up.abs().max()) for pair in kept.library.load("bird").values()) > 0
 
     again = run_to_end(bird(kept.library, settings))  # the same request is content with it
-    assert again.reused and again.report["ended_early_at"] == 7 and again.record == kept.record
+    assert again.reused and again.report.ended_early_at == 7 and again.record == kept.record
 
 
 def test_keep_takes_the_step_in_whole(library, tmp_path):
@@ -413,13 +414,13 @@ def test_keep_takes_the_step_in_whole(library, tmp_path):
     kept = run_to_end(bird(library, SCHEDULES["joint"]), lambda p: "keep" if p.phase == "training" and p.step == 5 else None)
     stop_at(bird(other, SCHEDULES["joint"]), 5)
     went_on = run_to_end(bird(other, SCHEDULES["joint"]), lambda p: "keep" if p.phase == "training" else None)
-    assert went_on.report["ended_early_at"] == 6 and list(went_on.losses)[:5] == list(kept.losses)
+    assert went_on.report.ended_early_at == 6 and list(went_on.losses)[:5] == list(kept.losses)
 
 
 def test_keep_before_the_first_step_is_not_taken(library):
     told = []
     kept = run_to_end(bird(library, QUICK), lambda p: told.append(p) or "keep")
-    assert kept.report["ended_early_at"] == 1 and "measuring" in {p.phase for p in told}
+    assert kept.report.ended_early_at == 1 and "measuring" in {p.phase for p in told}
 
 
 def test_a_concept_that_is_found_again_has_its_curve(library):

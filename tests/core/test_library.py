@@ -298,7 +298,7 @@ def test_a_folder_that_was_deleted_meanwhile_is_made_anew_with_what_exists(libra
         next(steps)
     shutil.rmtree(library.path)
     taught = run_to_end(steps)
-    assert taught.library.names == ["bird"] and "was deleted while the concept was taught" in taught.report["note"]
+    assert taught.library.names == ["bird"] and "was deleted while the concept was taught" in taught.report.note
     assert verify(library.path) == [] and taught.library.load("bird")
 
 

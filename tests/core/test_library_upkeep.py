@@ -173,7 +173,7 @@ def test_teaching_anew_replaces_and_is_found_again(library, model):
     steps.close()
     assert Library.open(library.path) == library
     taught = run_to_end(train_steps(library, lesson, QUICK, model, replace=True))
-    assert taught.library.names == ["dog", "fox", "cat"] and taught.report["resumed_at"] > 0
+    assert taught.library.names == ["dog", "fox", "cat"] and taught.report.resumed_at > 0
     assert max(basis_error([taught.library.load(name) for name in NAMES])) <= 1e-5 and verify(library.path) == []
     assert run_to_end(train_steps(library, lesson, QUICK, model, replace=True)).reused
     new = run_to_end(train_steps(library, small_request("owl", 4), QUICK, model, replace=True))  # nothing there to replace
@@ -190,12 +190,12 @@ def test_a_concept_beyond_the_plan_is_told_before_it_is_taught(tmp_path, model):
     library = Library.create(tmp_path / "one", rank=4, capacity=1, targets="attention and mlp")
     planned = run_to_end(train_steps(library, small_request("cat"), QUICK, model))
     again = run_to_end(train_steps(planned.library, small_request("cat", 1), QUICK, model, replace=True))
-    assert "note" not in planned.report and "note" not in again.report
+    assert not planned.report.note and not again.report.note
     told: list[str] = []
     beyond = run_to_end(
         train_steps(again.library, small_request("dog"), QUICK, model), lambda progress: told.append(progress.note)
     )
-    assert "concept 2 of a library planned for 1" in told[0] and beyond.report["note"] == told[0]
+    assert "concept 2 of a library planned for 1" in told[0] and beyond.report.note == told[0]
 
 
 def test_a_replacement_that_fails_keeps_the_old(library, monkeypatch):

@@ -48,7 +48,7 @@ def test_an_unfinished_training_ends_as_it_would_have(library: Library):
         train_steps(library, small_request("bird", 2, trigger="zyx"), BIRD, SmallModel()),
         lambda progress: notes.append(progress.note),
     )
-    assert "Goes on from step 5." in notes and taught.report["resumed_at"] == 5
+    assert "Goes on from step 5." in notes and taught.report.resumed_at == 5
     expected, pairs = load_file(OLD / "bird.safetensors"), taught.library.load("bird")
     assert list(taught.losses) == expected.pop("losses").tolist()
     assert {f"{name}.{part}" for name in pairs for part in ("up", "basis")} == expected.keys()

@@ -10,7 +10,8 @@ from seqlora.library.store import Library
 from seqlora.settings import Settings
 from seqlora.training import remarks
 from seqlora.training.progress import Phase, run_to_end
-from seqlora.training.train import describe_result, train_steps
+from seqlora.training.result import describe_result
+from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallModel, small_request
 
 SETTINGS = Settings(steps=400, learning_rate=1e-2)

@@ -180,4 +180,4 @@ def test_a_remark_is_told_before_and_kept(tmp_path):
         lambda progress: told.append(progress),
     )
     assert "is that of concept 'cat' already" in told[0].note and told[0].step == 0
-    assert "is that of concept 'cat' already" in taught.report["note"]
+    assert "is that of concept 'cat' already" in taught.report.note

@@ -15,7 +15,8 @@ from seqlora.families import FAMILIES, family_of
 from seqlora.library.store import Library
 from seqlora.settings import METHODS, OPTIONS, RunOptions, Settings, settings_of
 from seqlora.training.progress import run_to_end
-from seqlora.training.train import describe_result, train_steps
+from seqlora.training.result import describe_result
+from seqlora.training.train import train_steps
 from tests.support.small import SmallModel, small_request
 
 ROOT = Path(__file__).parents[2]

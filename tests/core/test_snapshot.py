@@ -175,4 +175,4 @@ def test_cancelling_while_it_is_saved_loses_nothing(library):
         run_to_end(lessons(library, model), stop)
     assert Library.open(library.path).names == ["cat", "dog"] and phases.count("saving") == 1
     taught = run_to_end(lessons(library, model))
-    assert taught.report["resumed_at"] == QUICK.steps == len(taught.losses) and taught.library.names[-1] == "owl"
+    assert taught.report.resumed_at == QUICK.steps == len(taught.losses) and taught.library.names[-1] == "owl"

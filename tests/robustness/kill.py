@@ -107,7 +107,7 @@ def after(template: Path, path: Path, name: str, allowed: tuple[set[str], ...], 
         taught = run_to_end(train_steps(library, small_request(lesson, 7), QUICK, SmallModel(), replace=anew))
         check(verify(path) == [] and set(taught.library.names) == allowed[-1], f"{name}: could not be gone on with")
         if not taught.reused:
-            figures["resumed"] = taught.report.get("resumed_at", 0)
+            figures["resumed"] = taught.report.resumed_at or 0
     return figures
 
 

@@ -17,7 +17,8 @@ from seqlora_pack.seqlora.demo.pictures import concept_pictures, held_out_emoji
 from seqlora_pack.seqlora.library.store import Library
 from seqlora_pack.seqlora.settings import Settings
 from seqlora_pack.seqlora.training.request import TrainingRequest
-from seqlora_pack.seqlora.training.train import TrainResult, train_steps
+from seqlora_pack.seqlora.training.result import TrainResult
+from seqlora_pack.seqlora.training.train import train_steps
 from torch import Tensor
 
 MAKE = {"sd15": checkpoints.make_sd15, "sd3": checkpoints.make_sd3, "flux": checkpoints.make_flux}

@@ -120,11 +120,11 @@ boot.report(
     cancel_stopped=stopped,
     cancel_outputs_kept=cancel_outputs_kept,
     cancel_new_files=sorted(cancel_new_files - {*files_before, ".lock"}),
-    resumed_at=resumed.report.get("resumed_at"),
+    resumed_at=resumed.report.resumed_at,
     resumed_same=same(thrifty, tensors(resumed.library)),
     hooks_left=hooks_left(patcher),
     in_training=comfy.model_management.in_training,
     reused=reused.reused,
     concepts=second.library.names,
-    overlap=second.report["largest_overlap_entry"],
+    overlap=second.report.largest_overlap_entry,
 )
