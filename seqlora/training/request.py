@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import SeqLoRAError
 from ..io.names import checked_name
+from ..io.pictures import fitted, to_pil, to_tensor
 from ..io.text import check_characters, clean_text, word_pattern
 from ..library.manifest import MAX_TEXT
 
 MIN_SIDE = 16  # pixels
+MOST_PIXELS = 2.5  # in units of the resolution that a model was made for; a photo of 24 megapixels would take hours
 RINGING = 0.1  # how far beyond 0..1 a resize may go
 
 
@@ -93,6 +95,23 @@ def _picture(picture: Tensor, number: int) -> Tensor:
     if most - least < 1 / 255:
         raise SeqLoRAError(f"Picture {number} is one flat colour", "replace it")
     return picture.clamp(0, 1) if least < 0 or most > 1 else picture
+
+
+def fit_pictures(request: TrainingRequest, resolution: int) -> tuple[TrainingRequest, str]:
+    """The request with pictures that the model can take: those of far more pixels than it was made for are scaled down, as
+    `io.pictures.fitted` does; and a sentence on what was done, or ""."""
+    pictures, sizes = [], []
+    for picture in request.pictures:
+        height, width, _ = picture.shape
+        if height * width > MOST_PIXELS * resolution**2:
+            small = to_tensor(fitted(to_pil(picture), resolution))
+            sizes.append(f"{width} x {height} to {small.shape[1]} x {small.shape[0]}")
+            picture = small
+        pictures.append(picture)
+    if not sizes:
+        return request, ""
+    said = f"{len(sizes)} of {len(pictures)} pictures have far more pixels than this model takes and were scaled down"
+    return replace(request, pictures=pictures), f"{said}: {', '.join(dict.fromkeys(sizes))}."
 
 
 def data_hash(request: TrainingRequest) -> str:

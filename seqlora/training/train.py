@@ -12,6 +12,7 @@ from torch import nn
 from ..diffusion.batches import Examples
 from ..diffusion.model import Model
 from ..errors import SeqLoRAError
+from ..families import FAMILIES, OTHER
 from ..library.lock import LibraryLock
 from ..library.manifest import Base
 from ..library.store import Library, request_hash
@@ -29,7 +30,7 @@ from .checks import check_latents, memory_advice
 from .encoding import encode_request
 from .prior import measured_prior, prior_file
 from .progress import Phase, Progress, TrainingSteps, run_to_end
-from .request import TrainingRequest, check_request, data_hash, prepare_captions
+from .request import TrainingRequest, check_request, data_hash, fit_pictures, prepare_captions
 from .result import TrainingReport, TrainResult, thinned
 from .start import Surroundings
 from .trainer import ConceptTrainer
@@ -51,6 +52,7 @@ class Job:
     model: Model
     layers: Mapping[str, nn.Module]
     checkpoint: Checkpoint
+    resized: str = ""  # what was done to the pictures, for the user
 
     @property
     def library(self) -> Library:
@@ -81,7 +83,7 @@ def train_steps(
     Checkpoints are also written every `checkpoint_minutes`, unless that is 0. With `replace` a concept of that name is taught
     anew, beside all the others, and stays until the new version is filed. Raises SeqLoRAError with nothing else written.
     """
-    request = check_request(request)
+    request, resized = fit_pictures(check_request(request), FAMILIES.get(model.family, FAMILIES[OTHER]).resolution)
     automatic, settings = settings.automatic, settings.resolved(model.family)
     layers = model.layers(library.targets)
     library.check_base({name: list(shape) for name, shape in layer_shapes(layers).items()})
@@ -94,7 +96,7 @@ def train_steps(
         library = writer.library
         replaces = request.name if replace and request.name in library.names else None
         checkpoint = Checkpoint(library.path / FOLDER / f"{request_id}.safetensors", minutes=checkpoint_minutes)
-        job = Job(writer, replaces, request, request_id, settings, automatic, model, layers, checkpoint)
+        job = Job(writer, replaces, request, request_id, settings, automatic, model, layers, checkpoint, resized)
         checkpoint.binding = binding_of(job)
         for record in library.concepts:
             if record.name == request.name and record.request == request_id:
@@ -149,7 +151,7 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
     state, set_aside = checkpoint.load()
     beyond = beyond_plan(len(job.others.concepts) + 1, job.library.capacity)
     words = remarks.of_words(job.request, job.others.concepts)
-    said = (set_aside, beyond, remarks.of_rate(job.settings, job.model.family), *words)
+    said = (set_aside, beyond, job.resized, remarks.of_rate(job.settings, job.model.family), *words)
     note = " ".join(filter(None, said))
     if note:
         yield Progress(Phase.MEASURING, 0, 1, note=note)

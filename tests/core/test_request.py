@@ -10,7 +10,7 @@ from seqlora.library.manifest import MAX_TEXT, Record
 from seqlora.training.encoding import encode_request
 from seqlora.training.progress import run_to_end
 from seqlora.training.remarks import of_words
-from seqlora.training.request import check_request, prepare_captions
+from seqlora.training.request import check_request, fit_pictures, prepare_captions
 from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallModel, small_library, small_pictures, small_request
 
@@ -104,6 +104,14 @@ def test_the_ringing_of_a_resize_is_no_fault():
     picture[0, 0], picture[1, 1] = -0.05, 1.05
     checked = check_request(small_request("a", pictures=[picture])).pictures[0]
     assert checked.min() == 0 and checked.max() == 1
+
+
+def test_pictures_of_far_more_pixels_than_the_model_takes_are_scaled_down():
+    pictures = [torch.rand(768, 1024, 3), torch.rand(64, 64, 3), torch.rand(40, 4000, 3), torch.rand(90, 90, 3)]
+    fitted, said = fit_pictures(small_request("a", pictures=pictures), 64)
+    assert [tuple(picture.shape[:2]) for picture in fitted.pictures] == [(56, 72), (64, 64), (48, 88), (90, 90)]
+    assert fitted.pictures[1] is pictures[1] and said.startswith("2 of 4 pictures have far more pixels than this model takes")
+    assert "1024 x 768 to 72 x 56" in said and fit_pictures(small_request("a", pictures=pictures[1:2]), 64)[1] == ""
 
 
 # -- what the text encoder sees
