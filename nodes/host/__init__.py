@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from .apply import apply_adapter
 from .denoiser import Caption, HostDenoiser
-from .folders import hidden_libraries, library_names, library_path, next_lora_path, preview_folder, register_folder
+from .folders import (
+    hidden_libraries,
+    input_folder,
+    input_folders,
+    library_names,
+    library_path,
+    next_lora_path,
+    preview_folder,
+    register_folder,
+)
 from .gradients import checkpointed, clone_norm_inputs, replace_inference_tensors, transformer_blocks, without_inference_mode
 from .model import HostModel, fingerprint, has_accelerator, training_model
 from .progress import Interrupted, add_routes, run_with_progress, say, send
@@ -32,6 +41,8 @@ __all__ = [
     "preview_folder",
     "register_folder",
     "run_with_progress",
+    "input_folder",
+    "input_folders",
     "say",
     "send",
     "training_model",

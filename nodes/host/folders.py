@@ -14,6 +14,7 @@ import yaml
 from comfy.cli_args import args
 
 from ...seqlora.errors import SeqLoRAError
+from ...seqlora.io.atomic import is_within
 from ...seqlora.io.names import checked_name
 from ...seqlora.library.writer import MANIFEST
 
@@ -104,3 +105,16 @@ def preview_folder() -> tuple[Path, dict[str, str]]:
     folder = Path(folder_paths.get_temp_directory()) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return folder, {"subfolder": FOLDER, "type": "temp"}
+
+
+def input_folders() -> list[str]:
+    """The folders inside the host's input folder, as its own dataset nodes list them."""
+    return sorted(folder_paths.get_input_subfolders(), key=str.casefold)
+
+
+def input_folder(name: str) -> Path:
+    """Raises SeqLoRAError for a name that leads out of the input folder."""
+    root = Path(folder_paths.get_input_directory())
+    if not name.strip() or not is_within(root / name, root):
+        raise SeqLoRAError(f"'{name}' is no folder inside input", "choose one from the list")
+    return root / name
