@@ -12,6 +12,11 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from seqlora.demo.demo_model import DemoModel
+from seqlora.demo.pictures import held_out_emoji
+from seqlora.demo.run_demo import draw, recognised
+from seqlora.library.store import Library
+from seqlora.settings import Settings
 from tests.support.hosts import HostServer, error_message, run_in_host
 from tests.support.prompts import drawing, teaching
 
@@ -243,6 +248,21 @@ def test_a_name_is_taught_anew_when_that_is_asked_for(server: HostServer):
         server.run(teaching("anew", steps=3, replace=True, **quick))
         (record,) = json.loads((server.models_dir / "seqlora" / "anew" / "library.json").read_text())["concepts"]
         assert record["settings"]["steps"] == 3
+
+
+def test_what_nobody_chose_teaches_the_demo_model(server: HostServer):
+    prompt = teaching("nobody chose")
+    train = prompt["train"]["inputs"]
+    for name in ("steps", "batch_size", "learning_rate", "seed"):
+        del train[name]
+    server.run(prompt, timeout=600)
+    library = Library.open(server.models_dir / "seqlora" / "nobody chose")
+    (record,) = library.concepts
+    usual = Settings().resolved("demo")
+    assert (record.settings["steps"], record.settings["batch_size"]) == (usual.steps, usual.batch_size)
+    emoji = held_out_emoji()[0]
+    drawn = draw(DemoModel(), library.load("first"), [f"a photo of {record.trigger} {record.class_word}"], 8, 0)
+    assert float(recognised(drawn, [emoji]).float().mean()) >= 0.5
 
 
 def picture(server: HostServer, output: dict) -> np.ndarray:
