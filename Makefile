@@ -10,11 +10,12 @@ ARGS ?=
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test check screenshots torture micro bench-emoji mmdit bench-step bench-panel clean
+.PHONY: help setup demo test test-all check screenshots torture micro bench-emoji mmdit bench-step bench-panel clean
 
 help:
 	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
 	@echo "make test        run the tests (tests of the nodes need a ComfyUI, see COMFYUI_PATH in the README)"
+	@echo "make test-all    also the tests that take many minutes to try everything"
 	@echo "make check       lint, formatting and types"
 	@echo "make screenshots take every picture of the editor anew (needs a ComfyUI and a Chromium)"
 	@echo "make torture     kill, fill, spoil and race until something breaks (about half an hour; PARTS=\"kill disk\" for some)"
@@ -31,12 +32,15 @@ demo: $(INSTALLED)
 	. tools/env.sh && .venv/bin/seqlora demo --out build/demo
 
 test: $(INSTALLED)
+	. tools/env.sh && $(PYTHON) -m pytest -m "not exhaustive" $(ARGS)
+
+test-all: $(INSTALLED)
 	. tools/env.sh && $(PYTHON) -m pytest $(ARGS)
 
 check: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy seqlora
+	$(PYTHON) -m mypy seqlora nodes
 
 screenshots: $(INSTALLED)
 	. tools/env.sh && $(PYTHON) -m tools.screenshots $(ARGS)

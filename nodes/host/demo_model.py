@@ -7,9 +7,11 @@ from less.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -53,7 +55,7 @@ class DemoLatent(comfy.latent_formats.LatentFormat):
 
 
 class DemoBase(comfy.model_base.BaseModel):
-    def encode_adm(self, **kwargs) -> Tensor:
+    def encode_adm(self, **kwargs: Any) -> Tensor:
         return kwargs["cross_attn"].mean(1)  # see micro.velocity()
 
 
@@ -117,7 +119,7 @@ class DemoTokenizer:
     def __init__(self, tokenizer: micro.Tokenizer):
         self.tokenizer = tokenizer
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> dict[str, list]:
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, list]:
         words = []
         for part, weight in comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0):
             part = comfy.sd1_clip.unescape_important(part)
@@ -156,7 +158,7 @@ class DemoTextModel(nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
     def reset_clip_options(self) -> None:
         pass
 
-    def load_sd(self, state_dict: dict[str, Tensor]):
+    def load_sd(self, state_dict: dict[str, Tensor]) -> Any:
         return self.load_state_dict(state_dict, strict=False)
 
 
@@ -204,7 +206,7 @@ class DemoVAE(comfy.sd.VAE):
 
 
 @contextmanager
-def _no_warning():
+def _no_warning() -> Iterator[None]:
     def not_a_warning(record: logging.LogRecord) -> bool:
         return record.levelno != logging.WARNING
 

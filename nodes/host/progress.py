@@ -70,5 +70,6 @@ def send(event: str, data: dict[str, Any]) -> None:
 def add_routes(routes: Iterable[tuple[str, str, Any]]) -> None:
     """Adds (method, path, handler) to the host's server, behind its middleware; without a server nothing."""
     server = getattr(PromptServer, "instance", None)
-    for method, path, handler in routes if server is not None else ():
-        server.routes.route(method, path)(handler)
+    if server is not None:
+        for method, path, handler in routes:
+            server.routes.route(method, path)(handler)

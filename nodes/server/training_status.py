@@ -114,15 +114,19 @@ class Training:
                 self.step, self.steps = taught.report.steps, taught.record.settings["steps"]
                 for number, loss in enumerate(taught.losses, 1):
                     self.loss = _short(loss)
-                    point = [round(number * self.step / len(taught.losses)), self.loss]
-                    self._curve.add(*point)
-                    self._add("losses", point)
+                    step = round(number * self.step / len(taught.losses))
+                    self._curve.add(step, self.loss)
+                    self._add("losses", [step, self.loss])
         self._tell(now=True)
 
     def told(self) -> dict[str, Any]:
         """The whole state."""
         with self._lock:
-            histories = {"losses": self._curve.points, "figures": self._figures, "previews": self._previews}
+            histories: dict[str, list[Any]] = {
+                "losses": self._curve.points,
+                "figures": self._figures,
+                "previews": self._previews,
+            }
             return self._state() | {name: list(points) for name, points in histories.items()}
 
     def _look(self, progress: Progress) -> dict[str, Any] | None:

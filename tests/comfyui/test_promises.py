@@ -101,7 +101,7 @@ def shown() -> dict[str, dict]:
 
 
 @pytest.mark.parametrize(
-    "actions", [pytest.param(s, marks=() if s in SOME else pytest.mark.slow, id=" ".join(s)) for s in SEQUENCES]
+    "actions", [pytest.param(s, marks=() if s in SOME else pytest.mark.exhaustive, id=" ".join(s)) for s in SEQUENCES]
 )
 def test_whatever_happens_the_graph_ends_as_it_says(server: HostServer, copied: Path, tmp_path: Path, actions: tuple[str, ...]):
     bench = Workbench(server, tmp_path.name)
