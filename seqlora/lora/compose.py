@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -10,27 +12,37 @@ import torch
 from ..errors import SeqLoRAError
 from .types import Concept, LoRAPair
 
+# The editor reads selections too, by the same rules: web/picker/selection.mjs.
+_SPACE = " \t\u00a0\u3000"
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_COLON = re.compile("[:\uff1a]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_TAG = re.compile(r"<lora:([^:>]+):?([^:>]*)")
+_LARGEST = 100.0  # strength, either way
+
 
 def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
     """Reads `name`, `name: 0.8` or `*` (all), one a line, `#` for remarks; a named concept overrides `*`. Strength 0 drops.
 
-    Raises SeqLoRAError for an unknown or repeated name (listing the known ones) or a strength that is no number.
+    Upper and lower case are the same where only one name is meant. Raises SeqLoRAError for an unknown or repeated name (listing
+    the known ones) or a strength that is no number from -100 to 100.
     """
     named: dict[str, float] = {}
-    for raw in unicodedata.normalize("NFC", text).splitlines():
-        line = raw.partition("#")[0].strip()
+    for raw in _LINE_END.split(unicodedata.normalize("NFC", text)):
+        line = raw.partition("#")[0].strip(_SPACE)
         if not line:
             continue
-        name, colon, number = line.rpartition(":")
-        if not colon:
-            name, number = line, "1"
-        name = name.strip()
-        try:
-            strength = float(number)
-        except ValueError:
-            strength = float("nan")
-        if not abs(strength) <= 100:
-            raise SeqLoRAError(f"'{line}' has no usable strength after the colon", f"write for example '{name}: 0.8'")
+        if tag := _TAG.match(line):
+            wanted = ": ".join(part.strip(_SPACE) for part in tag.groups() if part)
+            raise SeqLoRAError(f"'{line}' is a tag for prompts", f"here write '{wanted}'")
+        *before, last = _COLON.split(line)
+        name = _known_name(line[: -len(last) - 1].strip(_SPACE) if before else line, known)
+        strength = _number(last.strip(_SPACE)) if before else 1.0
+        if strength is None:
+            raise SeqLoRAError(
+                f"'{line}' has no usable strength after the colon",
+                f"write a number from -100 to 100, for example '{name}: 0.8'",
+            )
         if name != "*" and name not in known:
             raise SeqLoRAError(f"There is no concept '{name}' in this library", f"it has: {', '.join(known) or 'none yet'}")
         if name in named:
@@ -38,6 +50,18 @@ def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
         named[name] = strength
     chosen = dict.fromkeys(known, named.pop("*", 0.0))
     return {name: strength for name, strength in (chosen | named).items() if strength}
+
+
+def _known_name(said: str, known: Sequence[str]) -> str:
+    """As the library spells it, where upper and lower case are all that differs."""
+    alike = [name for name in known if name.lower() == said.lower()]
+    return alike[0] if len(alike) == 1 and said not in known else said
+
+
+def _number(said: str) -> float | None:
+    """None where it is none from -100 to 100."""
+    value = float(said) if _NUMBER.fullmatch(said) else math.inf
+    return value if abs(value) <= _LARGEST else None
 
 
 def compose(concepts: Sequence[tuple[Concept, float]]) -> dict[str, LoRAPair]:

@@ -74,6 +74,8 @@ KNOWN = ["cat", "dog", "red: car", "L\u00f3ve \u2764"]
         ("cat: 1\n*: 0.5", dict.fromkeys(KNOWN, 0.5) | {"cat": 1.0}),
         ("*\ncat: 0", {name: 1.0 for name in KNOWN if name != "cat"}),
         ("*: 0\ndog", {"dog": 1.0}),
+        ("DOG: 0.5\n Cat", {"cat": 1.0, "dog": 0.5}),
+        ("cat\uff1a0.5\ndog \uff1a .5\u3000", {"cat": 0.5, "dog": 0.5}),  # the colon and the space of Chinese keyboards
     ],
 )
 def test_selection(text, expected):
@@ -84,13 +86,21 @@ def test_selection(text, expected):
     "text,sentence",
     [
         ("bird", "no concept 'bird' in this library; it has: cat, dog"),
-        ("Cat", "no concept 'Cat'"),
+        ("cart", "no concept 'cart'"),
+        ("Cat\ncat: 0.5", "'cat' is selected twice"),
         ("cat\ncat: 0.5", "'cat' is selected twice"),
-        ("cat: strong", "'cat: strong' has no usable strength after the colon; write for example 'cat: 0.8'"),
+        (
+            "cat: strong",
+            "'cat: strong' has no usable strength after the colon; write a number from -100 to 100",
+        ),
         ("cat:", "'cat:' has no usable strength"),
         ("cat: nan", "no usable strength"),
         ("cat: inf", "no usable strength"),
         ("cat: 1e9", "no usable strength"),
+        ("cat: 1_0", "no usable strength after the colon; write a number from -100 to 100"),
+        ("cat: \uff10.\uff15", "no usable strength"),
+        ("<lora:cat:0.8>", "'<lora:cat:0.8>' is a tag for prompts; here write 'cat: 0.8'"),
+        ("<lora:cat>", "here write 'cat'"),
         ("../cat", "no concept '../cat'"),
         ("*: 1\n*: 2", "'\\*' is selected twice"),
     ],
