@@ -10,7 +10,7 @@ ARGS ?=
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test test-all check screenshots torture micro bench-emoji mmdit bench-step bench-panel clean
+.PHONY: help setup demo test test-all check check-web screenshots torture micro bench-emoji mmdit bench-step bench-panel clean
 
 help:
 	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
@@ -37,10 +37,17 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	. tools/env.sh && $(PYTHON) -m pytest $(ARGS)
 
-check: $(INSTALLED)
+check: $(INSTALLED) check-web
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy seqlora nodes
+
+# The editor's scripts: lint and types. Left out, and said so, where npm is missing or cannot install what that takes.
+check-web:
+	@if (cd tools/web && { test node_modules/.package-lock.json -nt package-lock.json || npm ci --silent; }) 2>/dev/null; \
+	then tools/web/node_modules/.bin/eslint --config tools/web/eslint.config.mjs web \
+	     && tools/web/node_modules/.bin/tsc --project tools/web/tsconfig.json; \
+	else echo "web/ is not checked: npm is missing or could not install what tools/web/package.json lists"; fi
 
 screenshots: $(INSTALLED)
 	. tools/env.sh && $(PYTHON) -m tools.screenshots $(ARGS)

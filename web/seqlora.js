@@ -2,12 +2,12 @@
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
 import { library } from './library/tab.mjs'
-import { panel } from './training/controller.mjs'
 import { olderWorkflows } from './training/older_workflows.mjs'
+import { panels } from './training/panels.mjs'
 import { picker } from './picker/picker.mjs'
 import { loadWords, t } from './shared/i18n.mjs'
 
-const parts = [panel, library, picker, olderWorkflows].map((part) => part({ app, api, t }))
+const parts = [panels, library, picker, olderWorkflows].map((part) => part({ app, api, t }))
 const each = (hook) => (...given) => { for (const part of parts) part[hook]?.(...given) }
 
 const style = document.createElement('link')
@@ -23,6 +23,5 @@ app.registerExtension({
   },
   beforeConfigureGraph: each('beforeConfigureGraph'),
   nodeCreated: each('nodeCreated'),
-  loadedGraphNode: each('loadedGraphNode'),
   afterConfigureGraph: each('afterConfigureGraph')
 })

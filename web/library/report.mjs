@@ -4,7 +4,7 @@ import { number } from '../shared/i18n.mjs'
 
 export async function showReport({ t, shelf }, library) {
   const src = shelf.reportPicture(library)
-  const opener = document.activeElement
+  const opener = /** @type {HTMLElement | null} */ (document.activeElement)
   const status = make('p', { class: 'seqlora-hint', role: 'status' }, t('library.reportMaking'))
   const inside = make('div', { class: 'seqlora-report-inside' }, status)
   const heading = make('h2', { id: 'seqlora-report-title' }, t('library.reportTitle', { library }))

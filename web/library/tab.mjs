@@ -1,13 +1,12 @@
 // The sidebar tab with all libraries: what they hold, how full they are; concepts are found, copied, renamed, removed, and dragged
 // into the graph.
 import { make, icon } from '../shared/dom.mjs'
-import { APPLY } from '../picker/picker.mjs'
-import { DRAGGED, LOAD, listenForDrops, placing } from '../shared/insert_concept.mjs'
-import { showReport } from './report.mjs'
-import { openShelf } from '../shared/libraries.mjs'
 import { allNodes } from '../shared/find_library.mjs'
 import { number } from '../shared/i18n.mjs'
-
+import { DRAGGED, Inserter, listenForDrops } from '../shared/insert_concept.mjs'
+import { APPLY, LOAD } from '../shared/kinds.mjs'
+import { openShelf } from '../shared/libraries.mjs'
+import { showReport } from './report.mjs'
 
 export function library({ app, api, t }) {
   const shelf = openShelf(api)
@@ -44,13 +43,13 @@ class Tab {
   #isShown = false
   #turn = 0
 
-  constructor(given) {
-    Object.assign(this, given)
-    const { t } = this
-    const { place, placeAt } = placing(given)
-    this.place = (dragged) => this.#try(() => place(dragged))
-    listenForDrops(this.app, (at, dragged) => this.#try(() => placeAt(at, dragged)))
-    this.shelf.onChange(() => this.#isShown && this.#refresh())
+  constructor({ app, t, shelf }) {
+    this.app = app
+    this.t = t
+    this.shelf = shelf
+    this.inserter = new Inserter({ app, t, shelf })
+    listenForDrops(app, (at, dragged) => this.#try(() => this.inserter.insertAt(at, dragged)))
+    shelf.onChange(() => this.#isShown && this.#refresh())
     this.search = make('input', {
       type: 'search', class: 'seqlora-search', placeholder: t('library.search'), 'aria-label': t('library.search'),
       oninput: () => this.#refresh()
@@ -90,7 +89,7 @@ class Tab {
       content = make('p', { class: 'seqlora-hint seqlora-problem' }, error.message)
     }
     if (turn !== this.#turn) return
-    const key = document.activeElement?.dataset.key // what is focused stays focused
+    const { key } = /** @type {HTMLElement} */ (document.activeElement)?.dataset ?? {} // what is focused stays focused
     this.body.replaceChildren(...[content].flat())
     if (key) this.body.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus()
     const found = this.body.querySelectorAll('.seqlora-card').length
@@ -172,7 +171,7 @@ class Tab {
       facts(this.t('library.rank', { rank: concept.rank }), size(concept.size)),
       facts(this.#date(concept.created)),
       make('div', { class: 'seqlora-actions' },
-        act('use', 'plus', () => this.place({ library, concept: name }), 'seqlora-use'),
+        act('use', 'plus', () => this.#try(() => this.inserter.insert({ library, concept: name })), 'seqlora-use'),
         act('rename', 'pencil', () => this.#rename(library, name)),
         act('remove', 'trash', () => this.#remove(library, name)))))
     return card

@@ -2,11 +2,11 @@
 // it; the text is all there is, nothing else is saved.
 import { make } from '../shared/dom.mjs'
 import { forwardToCanvas, ownType } from '../shared/dom_widget.mjs'
-import { change, parse } from './selection.mjs'
-import { openShelf } from '../shared/libraries.mjs'
 import { allNodes, libraryOf } from '../shared/find_library.mjs'
+import { APPLY } from '../shared/kinds.mjs'
+import { openShelf } from '../shared/libraries.mjs'
+import { change, parse } from './selection.mjs'
 
-export const APPLY = 'SeqLoRA_ApplyComposed'
 // In pixels, at least: a row of tiles and a few lines of text. More is a matter of the node's size.
 const HEIGHT = 190
 const TEXT_HEIGHT = 90
@@ -37,34 +37,43 @@ class Picker {
   #lastOn = new Map() // concept -> its strength when it was last on
   #shown = '' // the answer that the tiles were made of
   #turn = 0
+  #app
+  #t
+  #shelf
+  #node
+  #text // the widget
 
-  constructor(node, given) {
-    Object.assign(this, given, { node, text: node.widgets.find(({ name }) => name === 'concepts') })
+  constructor(node, { app, t, shelf }) {
+    this.#app = app
+    this.#t = t
+    this.#shelf = shelf
+    this.#node = node
+    this.#text = node.widgets.find(({ name }) => name === 'concepts')
     this.status = make('p', { class: 'seqlora-picker-status', role: 'status' })
     this.list = make('ul', { class: 'seqlora-tiles' })
     this.element = make('div', { class: 'seqlora-picker', 'data-capture-wheel': 'true' }, this.status, this.list)
     this.list.addEventListener('wheel', (event) => this.#scroll(event))
-    forwardToCanvas(this.element, this.app)
+    forwardToCanvas(this.element, this.#app)
     const widget = node.addDOMWidget('picker', ownType('seqlora_picker'), this.element, { serialize: false, getMinHeight: () => HEIGHT })
     widget.serialize = false
-    this.text.options.getMinHeight = () => TEXT_HEIGHT // else the tiles would leave it a line and a half
+    this.#text.options.getMinHeight = () => TEXT_HEIGHT // else the tiles would leave it a line and a half
     node.expandToFitContent()
-    this.#follow(this.text, 'callback', () => this.#showSelection())
+    this.#follow(this.#text, 'callback', () => this.#showSelection())
     this.#follow(node, 'onConnectionsChange', () => queueMicrotask(() => this.refresh()))
-    this.#say(this.t('picker.connect'))
+    this.#say(this.#t('picker.connect'))
   }
 
   // Looks anew at what is connected, at the library and at the text.
   async refresh() {
     const turn = ++this.#turn
-    const name = this.node.graph ? libraryOf(this.app, this.node) : null
-    let hint = name === null ? this.t('picker.connect') : this.t('picker.unknown')
-    let library = null
+    const name = this.#node.graph ? libraryOf(this.#app, this.#node) : null
+    let hint = name === null ? this.#t('picker.connect') : this.#t('picker.unknown')
+    let library = /** @type {any} */ (null)
     try {
-      if (name) library = await this.shelf.library(name)
-      if (library && !library.concepts.length) hint = this.t('picker.empty', { library: name })
+      if (name) library = await this.#shelf.library(name)
+      if (library && !library.concepts.length) hint = this.#t('picker.empty', { library: name })
     } catch (error) {
-      hint = error.status === 404 ? this.t('picker.missing', { library: name }) : error.message
+      hint = error.status === 404 ? this.#t('picker.missing', { library: name }) : error.message
     }
     if (turn !== this.#turn) return
     this.#makeTiles(library)
@@ -88,10 +97,10 @@ class Picker {
     const button = make('button', {
       type: 'button', class: 'seqlora-tile', title: `${name}\n${trigger} ${kind}`.trim(), 'aria-pressed': 'false',
       onclick: () => this.#set(name, this.#on(name) ? 0 : this.#lastOn.get(name) ?? (this.#selection().all || 1))
-    }, this.shelf.picture(library, concept), label)
+    }, this.#shelf.picture(library, concept), label)
     const strength = make('input', {
       type: 'number', class: 'seqlora-strength', min: -MOST, max: MOST, step: 0.05,
-      'aria-label': this.t('picker.strength', { concept: name }),
+      'aria-label': this.#t('picker.strength', { concept: name }),
       onchange: () => this.#set(name, Math.min(MOST, Math.max(-MOST, strength.valueAsNumber)))
     })
     return { item: make('li', {}, button, strength), button, strength }
@@ -100,7 +109,7 @@ class Picker {
   #showSelection() {
     if (!this.#tiles.size) return
     const { on, problem } = this.#selection()
-    const elsewhere = this.node.inputs.some(({ name, link }) => name === 'concepts' && link != null)
+    const elsewhere = this.#node.inputs.some(({ name, link }) => name === 'concepts' && link != null)
     for (const [name, { button, strength }] of this.#tiles) {
       const is = on.get(name) ?? 0
       if (is) this.#lastOn.set(name, is)
@@ -109,16 +118,16 @@ class Picker {
       strength.hidden = elsewhere || !is
       strength.value = String(is)
     }
-    if (elsewhere) this.#say(this.t('picker.elsewhere'))
-    else if (problem) this.#say(this.t(`picker.problem.${problem.what}`, problem), true)
-    else this.#say(this.t('picker.on', { on: on.size, of: this.#tiles.size }))
+    if (elsewhere) this.#say(this.#t('picker.elsewhere'))
+    else if (problem) this.#say(this.#t(`picker.problem.${problem.what}`, problem), true)
+    else this.#say(this.#t('picker.on', { on: on.size, of: this.#tiles.size }))
   }
 
   #set(name, strength) {
     if (Number.isNaN(strength)) return this.#showSelection() // as it was
-    this.app.canvas.emitBeforeChange() // one step for undo
-    this.text.value = change(this.text.value, [...this.#tiles.keys()], name, strength)
-    this.app.canvas.emitAfterChange()
+    this.#app.canvas.emitBeforeChange() // one step for undo
+    this.#text.value = change(this.#text.value, [...this.#tiles.keys()], name, strength)
+    this.#app.canvas.emitAfterChange()
     this.#showSelection()
   }
 
@@ -127,7 +136,7 @@ class Picker {
   }
 
   #selection() {
-    return parse(String(this.text.value), [...this.#tiles.keys()])
+    return parse(String(this.#text.value), [...this.#tiles.keys()])
   }
 
   #say(sentence, isProblem = false) {

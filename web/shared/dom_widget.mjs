@@ -3,7 +3,7 @@ const MARGIN = 8
 
 let made = 0
 
-const inVue = () => globalThis.LiteGraph.vueNodesMode
+const inVue = () => LiteGraph.vueNodesMode
 
 // A name for a kind of widget that nothing else has: Nodes 2.0 would go on showing the element of a node that undo replaced, if
 // its widget were of the same type.

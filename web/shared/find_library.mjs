@@ -1,6 +1,8 @@
 // Which library a node is connected to, read off the graph as it stands; nothing is run.
+import { CREATE, LOAD } from './kinds.mjs'
+
 export const LIBRARY = 'SEQLORA_LIBRARY'
-const OPENERS = ['SeqLoRA_CreateLibrary', 'SeqLoRA_LoadLibrary']
+const OPENERS = [CREATE, LOAD]
 const PRIMITIVES = ['PrimitiveNode', 'PrimitiveString', 'PrimitiveStringMultiline']
 const [MUTED, BYPASSED] = [2, 4]
 const LONGEST = 1000 // nodes on the way; a graph may be wired in a circle
@@ -10,12 +12,12 @@ export function libraryOf(app, node) {
   let place = origin(app, node, slot(node, 'library'), [])
   if (!place) return null
   for (let steps = 0; place && steps < LONGEST; steps++) {
-    const { node, hosts } = place
-    if (node.mode === MUTED) return ''
-    if (node.mode !== BYPASSED && OPENERS.includes(node.type)) return String(nameOf(app, node, hosts) ?? '').trim()
+    const { node: at, hosts } = place
+    if (at.mode === MUTED) return ''
+    if (at.mode !== BYPASSED && OPENERS.includes(at.type)) return String(nameOf(app, at, hosts) ?? '').trim()
     // What trains into a library, removes from it, or only hands it on.
-    const input = node.inputs.findIndex(({ type }) => type === LIBRARY)
-    place = origin(app, node, input < 0 && node.isVirtualNode ? 0 : input, hosts)
+    const input = at.inputs.findIndex(({ type }) => type === LIBRARY)
+    place = origin(app, at, input < 0 && at.isVirtualNode ? 0 : input, hosts)
   }
   return ''
 }
@@ -25,15 +27,18 @@ function nameOf(app, opener, hosts) {
   if (opener.inputs[own]?.link == null) return opener.widgets.find(({ name }) => name === 'name')?.value
   const place = origin(app, opener, own, hosts)
   if (place?.widget) return place.widget.value
-  return PRIMITIVES.includes(place?.node.type) ? place.node.widgets?.[0]?.value : ''
+  return place && PRIMITIVES.includes(place.node.type) ? place.node.widgets?.[0]?.value : ''
 }
 
 function slot(node, wanted) {
   return node.inputs.findIndex(({ name }) => name === wanted)
 }
 
-// Where an input comes from: { node, hosts }, or { widget } where it is a widget of the subgraph node outside, or null.
-// `hosts` are the subgraph nodes that the walk went into and is still inside of.
+/**
+ * Where an input comes from: { node, hosts }, or { widget } where it is a widget of the subgraph node outside, or null.
+ * `hosts` are the subgraph nodes that the walk went into and is still inside of.
+ * @returns {{ node?: any, hosts?: any[], widget?: any } | null}
+ */
 function origin(app, node, input, hosts) {
   let { graph } = node
   let link = graph.getLink(node.inputs[input]?.link)

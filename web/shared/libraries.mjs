@@ -1,7 +1,8 @@
 // Libraries as the server tells of them, kept until it says that one has changed. One for all parts of the editor.
 import { make } from './dom.mjs'
 
-let shelf = null
+/** @type {Shelf | undefined} */
+let shelf
 
 // The server's own sentence, and the status it came with.
 export class Refusal extends Error {

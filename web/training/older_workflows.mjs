@@ -1,7 +1,7 @@
 // Workflows that were saved when Train SeqLoRA Concept had all options itself, made new before the editor reads them: values
 // are saved by their place. What was not at its default goes to a SeqLoRA Training Options node.
-const TRAIN = 'SeqLoRA_TrainConcept'
-const OPTIONS = 'SeqLoRA_TrainingOptions'
+import { OPTIONS, TRAIN } from '../shared/kinds.mjs'
+
 const STAYED = ['concept_name', 'trigger', 'class_word', 'steps', 'batch_size', 'learning_rate', 'seed', 'preview_every']
 // Widgets of the older node in their order, with its defaults where the inputs have moved.
 const OLDER = {
@@ -12,10 +12,11 @@ const OLDER = {
 }
 const RENAMED = { context: 'co_training', basis_start: 'basis_init', interference: 'interference_weight' }
 const FOLLOWS = 0.3 // the basis learns at this share of the rate by itself
+
 export function olderWorkflows() {
   return {
     beforeConfigureGraph(workflow) {
-      renewed(workflow, globalThis.LiteGraph.registered_node_types[OPTIONS].nodeData.input.optional)
+      renewed(workflow, LiteGraph.registered_node_types[OPTIONS].nodeData.input.optional)
     }
   }
 }

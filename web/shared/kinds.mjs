@@ -1,0 +1,6 @@
+// The nodes of this pack that its scripts know.
+export const APPLY = 'SeqLoRA_ApplyComposed'
+export const CREATE = 'SeqLoRA_CreateLibrary'
+export const LOAD = 'SeqLoRA_LoadLibrary'
+export const OPTIONS = 'SeqLoRA_TrainingOptions'
+export const TRAIN = 'SeqLoRA_TrainConcept'
