@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ...seqlora.demo.pictures import generic_captions
+from ...seqlora.diffusion.fingerprint import some_values, weights_hash
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.families import family_of
 from ...seqlora.lora.layouts import layout_from_native
@@ -117,6 +118,14 @@ class HostModel:
         base = patcher.model
         self.layout = layout_from_native(key for key in base.state_dict() if key.startswith("diffusion_model."))
         self.fingerprint = fingerprint(original)
+        self.parts = {
+            "model": weights_hash(_own_weights(original), _patches(original)),
+            "sampling": _sampling(original),
+            "text encoder": weights_hash(
+                clip.cond_stage_model.state_dict().items(), f"{clip.layer_idx} {_patches(clip.patcher)}"
+            ),
+            "VAE": weights_hash(vae.first_stage_model.state_dict().items(), type(vae.first_stage_model).__name__),
+        }
         demo = isinstance(base.model_config, DemoConfig)
         self.family = "demo" if demo else family_of(self.layout, layer_shapes(self.layers("attention")))
         self.generic_captions: Sequence[str] = generic_captions() if demo else GENERIC_CAPTIONS
@@ -203,6 +212,35 @@ def fingerprint(patcher: Any, samples: int = 8) -> str:
             tensors = [part for part in getattr(patch[1], "weights", patch[1]) if isinstance(part, Tensor)]
             digest.update(f"{name} {patch[0]} {patch[2]}".encode() + b"".join(_few_values(part) for part in tensors))
     return digest.hexdigest()[:16]
+
+
+def _weights(module: nn.Module, more: str = "") -> str:
+    return weights_hash(module.state_dict().items(), f"{type(module).__name__} {more}")
+
+
+def _own_weights(patcher: Any) -> Iterator[tuple[str, Tensor]]:
+    """As they were before any patch."""
+    for name, weight in sorted(patcher.model.diffusion_model.state_dict().items()):
+        backup = patcher.backup.get(f"diffusion_model.{name}")
+        yield name, backup.weight if backup else weight
+
+
+def _patches(patcher: Any) -> str:
+    """A hash of what is patched onto a model or text encoder, such as LoRAs; "" for nothing."""
+    digest = hashlib.sha256()
+    for name in sorted(patcher.patches):
+        for patch in patcher.patches[name]:
+            tensors = [part for part in getattr(patch[1], "weights", patch[1]) if isinstance(part, Tensor)]
+            digest.update(f"{name} {patch[0]} {patch[2]}".encode() + b"".join(some_values(part) for part in tensors))
+    return digest.hexdigest() if patcher.patches else ""
+
+
+def _sampling(patcher: Any) -> str:
+    """A hash of how noise levels and predictions are meant, which nodes upstream can change."""
+    sampling = patcher.get_model_object("model_sampling")
+    kinds = [kind.__name__ for kind in type(sampling).__mro__]
+    numbers = {name: value for name, value in vars(sampling).items() if isinstance(value, (int, float, str, bool))}
+    return weights_hash(sorted(sampling.named_buffers()), f"{kinds} {sorted(numbers.items())}")
 
 
 def _few_values(weight: Tensor) -> bytes:

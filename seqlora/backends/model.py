@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..diffusion.fingerprint import weights_hash
 from ..errors import SeqLoRAError
 from ..families import family_of
 from ..lora.attach import Stack, attached
@@ -30,6 +31,7 @@ class HeadlessModel:
     def __init__(self, network: nn.Module, denoiser: Any, layout: Mapping[str, Any]):
         self.network, self.denoiser, self.layout = network, denoiser, layout
         self.fingerprint = fingerprint(network)
+        self.parts = {"model": weights_hash(network.state_dict().items())}
 
     @property
     def family(self) -> str:

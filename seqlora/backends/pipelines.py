@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.fingerprint import weights_hash
 from ..errors import SeqLoRAError
 from .denoisers import Predict
 from .model import HeadlessModel
+
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class PipelineModel(HeadlessModel):
@@ -43,6 +46,10 @@ class PipelineModel(HeadlessModel):
         self.picture_side = latent_side * self._squeeze
         self.latent_shape = (channels, latent_side, latent_side)
         super().__init__(network, self._denoiser(predict), self._layout(network))
+        for what, names in (("text encoder", ENCODERS), ("VAE", ("vae",))):
+            held = [getattr(self.pipe, name, None) for name in names]
+            tensors = (item for part in held if part is not None for item in part.state_dict().items())
+            self.parts[what] = weights_hash(tensors)
 
     _packed = 1  # latents in one channel of the network's input
 
@@ -107,7 +114,7 @@ class PipelineModel(HeadlessModel):
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> list[dict[str, Tensor]]:
-        encoders = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+        encoders = [getattr(self.pipe, name, None) for name in ENCODERS]
         with self._on_device(*encoders):
             by_caption = {c: {key: value[0] for key, value in self._encode(c).items()} for c in dict.fromkeys(captions)}
         return [by_caption[caption] for caption in captions]

@@ -18,6 +18,7 @@ class Model(Protocol):
     denoiser: Denoiser
     layout: Mapping[str, Any]  # see lora/layouts.py
     fingerprint: str
+    parts: dict[str, str]  # what else decides how a concept comes out: "model", "VAE" and so on -> a hash of it
     generic_captions: Sequence[str]  # that stand for everything else the model can draw
 
     @property

@@ -30,7 +30,7 @@ def measured_prior(
 ) -> TrainingSteps[Moments]:
     """The prior, or what a training that was cancelled found it to be. `shape` is that of the latents."""
     file = prior_file(library)
-    binding = request_hash(model.fingerprint, layer_shapes(layers), model.generic_captions, list(shape))
+    binding = request_hash(model.fingerprint, model.parts, layer_shapes(layers), model.generic_captions, list(shape))
     with suppress(SeqLoRAError, KeyError, TypeError, ValueError):
         header, tensors = read_bound(file, binding)
         return moments_from(tensors, header)

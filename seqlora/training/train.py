@@ -87,22 +87,26 @@ def train_steps(
     automatic, settings = settings.automatic, settings.resolved(model.family)
     layers = model.layers(library.targets)
     library.check_base({name: list(shape) for name, shape in layer_shapes(layers).items()})
+    parts = request_parts(request, settings, model)
     asked = (data_hash(request), request.trigger, request.class_word, legacy_names(settings))
-    request_id = request_hash(*asked, library.rank, library.capacity, model.fingerprint)
+    older = request_hash(*asked, library.rank, library.capacity, model.fingerprint)  # by which format 1 knew only a part of it
+    request_id = request_hash(older, parts) if model.parts else older
     lock = LibraryLock(library.path)
     while not lock.acquire(timeout=0.5):
         yield Progress(Phase.WAITING, 0, 1)
     with library.writing(lock) as writer:
         library = writer.library
         replaces = request.name if replace and request.name in library.names else None
-        checkpoint = Checkpoint(library.path / FOLDER / f"{request_id}.safetensors", minutes=checkpoint_minutes)
+        folder = library.path / FOLDER
+        begun = older if (folder / f"{older}.safetensors").exists() else request_id
+        checkpoint = Checkpoint(folder / f"{begun}.safetensors", minutes=checkpoint_minutes)
         job = Job(writer, replaces, request, request_id, settings, automatic, model, layers, checkpoint, resized)
-        checkpoint.binding = binding_of(job)
+        checkpoint.binding = binding_of(job, begun)
         for record in library.concepts:
-            if record.name == request.name and record.request == request_id:
+            if record.name == request.name and record.request in (request_id, older):
                 checkpoint.remove()  # left by a process that died right after it had filed the concept
                 return TrainResult.again(library, record)
-        job.others.free_name(request.name)
+        _check_name(job)
         library.check_base(job.shapes)
         return (yield from _train(job))
 
@@ -139,11 +143,35 @@ def train(
     return run_to_end(train_steps(library, request, settings, model, replace=replace), on_progress)
 
 
-def binding_of(job: Job) -> str:
-    """A hash of what a checkpoint of this job depends on: the request, the concepts beside it, the layers."""
+def request_parts(request: TrainingRequest, settings: Settings, model: Model) -> dict[str, str]:
+    """What decides how a concept comes out, by a name that a person knows it by -> a hash of it."""
+    words = {"trigger": request.trigger, "class word": request.class_word}
+    named = {"pictures or captions": data_hash(request), "settings": request_hash(legacy_names(settings))[:16], **words}
+    return {**model.parts, **{name: request_hash(value)[:16] for name, value in named.items()}}
+
+
+def _check_name(job: Job) -> None:
+    """Raises SeqLoRAError for a name that is taken; says in what the concept of that name was asked for otherwise."""
+    try:
+        job.others.free_name(job.request.name)
+    except SeqLoRAError as error:
+        taken = next((record for record in job.others.concepts if record.name == job.request.name), None)
+        before = dict(part.split("=", 1) for part in (taken.metrics.get("made_with", []) if taken else []))
+        now = request_parts(job.request, job.settings, job.model)
+        other = [name for name, value in now.items() if name in before and before[name] != value]
+        if not other:
+            raise
+        raise SeqLoRAError(
+            f"{error.problem}, taught with another {' and '.join(other)}",
+            "choose another name, or turn on replace to teach it anew",
+        ) from error
+
+
+def binding_of(job: Job, request_id: str) -> str:
+    """A hash of what a checkpoint depends on: the request, the concepts beside it, the layers."""
     # Not the concepts' files' hashes: those change with a name. What was taught anew has another time.
     beside = [(record.id, record.created, record.request, record.moments_sha256) for record in job.others.concepts]
-    return request_hash(job.request_hash, beside, job.shapes)
+    return request_hash(request_id, beside, job.shapes)
 
 
 def _train(job: Job) -> TrainingSteps[TrainResult]:
@@ -234,6 +262,8 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: Trai
         report = replace(report, note=" ".join(filter(None, (report.note, GONE))))
         logger.warning(GONE)
         writer.start_over()
+    parts = request_parts(request, job.settings, job.model)
+    made_with = [f"{name}={value}" for name, value in sorted(parts.items())]
     writer.bind(Base(dict(job.model.layout), job.shapes, job.model.fingerprint), prior)
     library = writer.add(
         request.name,
@@ -242,7 +272,7 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: Trai
         concept,
         asdict(job.settings),
         job.request_hash,
-        report.to_dict() | {"losses": thinned(concept.losses)},
+        report.to_dict() | {"losses": thinned(concept.losses), "made_with": made_with},
         encode(request.pictures[0]),
         job.replaces if job.replaces in writer.library.names else None,
     )

@@ -172,3 +172,19 @@ def test_a_strength_that_is_no_number_is_refused(server: HostServer, copied: Pat
     prompt["strength"] = {"class_type": "PrimitiveFloat", "inputs": {"value": float("nan")}}
     prompt["apply"]["inputs"]["strength"] = ["strength", 0]
     assert "strength is" in error_message(server.wait(server.post_prompt(prompt)))
+
+
+@pytest.mark.parametrize(
+    "part,between",
+    [
+        ("sampling", {"class_type": "ModelSamplingSD3", "inputs": {"model": ["model", 0], "shift": 5.0}}),
+        ("text encoder", {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["model", 1], "stop_at_clip_layer": -2}}),
+    ],
+)
+def test_another_part_of_the_model_makes_another_request(server: HostServer, tmp_path: Path, part: str, between: dict):
+    prompt = {key: node for key, node in graph(tmp_path.name).items() if key not in ("second", "apply", "triggers")}
+    server.run(prompt | shown())
+    prompt["between"] = between
+    prompt["train"]["inputs"]["model" if part == "sampling" else "clip"] = ["between", 0]
+    told = error_message(server.wait(server.post_prompt(prompt | shown())))
+    assert f"has a concept 'first' already, taught with another {part}; choose another name" in told

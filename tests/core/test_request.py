@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from seqlora.diffusion.fingerprint import weights_hash
 from seqlora.errors import SeqLoRAError
 from seqlora.library.manifest import MAX_TEXT, Record
 from seqlora.training.encoding import encode_request
@@ -189,3 +190,36 @@ def test_a_remark_is_told_before_and_kept(tmp_path):
     )
     assert "is that of concept 'cat' already" in told[0].note and told[0].step == 0
     assert "is that of concept 'cat' already" in taught.report.note
+
+
+# -- the same request
+
+
+@pytest.mark.parametrize("part", ["model", "sampling", "text encoder", "VAE"])
+def test_whatever_decides_the_result_makes_another_request(tmp_path, part: str):
+    parts = {"model": "a", "sampling": "b", "text encoder": "c", "VAE": "d"}
+    library, model, other = small_library(tmp_path / "pets", SmallModel()), SmallModel(), SmallModel()
+    model.parts, other.parts = parts, parts | {part: "changed"}
+    library = run_to_end(train_steps(library, small_request("bird"), QUICK, model)).library
+    assert run_to_end(train_steps(library, small_request("bird"), QUICK, model)).reused
+    with pytest.raises(SeqLoRAError, match=f"has a concept 'bird' already, taught with another {part}; choose another name"):
+        run_to_end(train_steps(library, small_request("bird"), QUICK, other))
+    anew = run_to_end(train_steps(library, small_request("bird"), QUICK, other, replace=True))
+    assert not anew.reused and anew.library.names == ["cat", "dog", "bird"]
+
+
+def test_a_taken_name_says_in_what_the_request_differs(tmp_path):
+    library = small_library(tmp_path / "pets", SmallModel())
+    with pytest.raises(SeqLoRAError, match="'cat' already, taught with another pictures or captions and settings;"):
+        run_to_end(train_steps(library, small_request("cat", 9), QUICK.with_(steps=13), SmallModel()))
+
+
+def test_every_tensor_counts_in_a_hash_of_weights():
+    weights = {"a": torch.arange(1000.0), "b": torch.ones(3, 5), "c": torch.zeros(0), "d": torch.arange(7).to(torch.bfloat16)}
+    before = weights_hash(weights.items())
+    assert weights_hash(weights.items()) == before != weights_hash(weights.items(), "more")
+    for name, tensor in weights.items():
+        if tensor.numel():
+            changed = {**weights, name: tensor + 1}
+            assert weights_hash(changed.items()) != before
+    assert weights_hash([("a", torch.empty(3, device="meta"))]) != weights_hash([("b", torch.empty(3, device="meta"))])

@@ -93,6 +93,7 @@ class SmallModel:
     """What a host gives to teaching.teach."""
 
     layout = {"family": "other"}
+    parts: dict[str, str] = {}
     family = "other"
     generic_captions = ("a dog", "a cat", "a house", "a tree")
 
