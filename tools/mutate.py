@@ -221,7 +221,7 @@ MUTATIONS = [
     Mutation(
         "go on with other random numbers",
         "ConceptTrainer.load_state_dict",
-        "rng.set_state(torch.frombuffer",
+        "self.rng.set_state(torch.frombuffer",
         "(torch.frombuffer",
         "test_checkpoint",
     ),
