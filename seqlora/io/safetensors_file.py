@@ -55,8 +55,9 @@ def read_tensors(path: Path, limit: int, sha256: str | None = None) -> tuple[dic
         raise SeqLoRAError(f"{path} was changed since it was written", RESTORE)
     try:
         metadata = _metadata(data, len(data))  # first, since it bounds the header
-        # Copies lie as torch wants its memory: sums over what lies anywhere differ in the last bit from run to run.
-        return {name: tensor.clone() for name, tensor in load(data).items()}, metadata
+        # In an order of their own, and as copies that lie as torch wants its memory: else sums over them would differ in the
+        # last bit from one reading to the next.
+        return {name: tensor.clone() for name, tensor in sorted(load(data).items())}, metadata
     # The last four are of torch, for shapes and dtypes that safetensors knows and it does not.
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise _unreadable(path, error) from error
