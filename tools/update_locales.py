@@ -14,20 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.hosts import HostServer
+from tests.support.snapshot import SNAPSHOT, snapshot_of
 from tools.help_tables import renewed
 
 ROOT = Path(__file__).parents[1]
-SNAPSHOT = ROOT / "tests" / "support" / "object_info.json"
 LOCALES = ROOT / "locales"
 DOCS = ROOT / "web" / "docs"
-
-
-def snapshot_of(object_info: dict[str, Any]) -> dict[str, Any]:
-    """The pack's own nodes, without what depends on the machine."""
-    nodes = {name: info for name, info in object_info.items() if name.startswith("SeqLoRA_")}
-    nodes["SeqLoRA_LoadLibrary"]["input"]["required"]["name"][1]["options"] = []
-    nodes["SeqLoRA_LoadPictures"]["input"]["required"]["folder"][1]["options"] = []
-    return nodes
 
 
 def words_of(nodes: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import pytest
 
 from seqlora.settings import OPTIONS
 from tests.support.hosts import HostServer
+from tests.support.snapshot import SNAPSHOT, snapshot_of
 from tools.help_tables import renewed
 from tools.screenshots import COMPOSE, MOST_CLICKS, TEACH
-from tools.update_locales import LOCALES, ROOT, SNAPSHOT, keys_of, snapshot_of, words_of
+from tools.update_locales import LOCALES, ROOT, keys_of, words_of
 
 DOCS = ROOT / "web" / "docs"
 LANGUAGES = sorted(path.name for path in LOCALES.iterdir())
