@@ -10,13 +10,14 @@ ARGS ?=
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test test-all check check-web screenshots torture micro bench-emoji mmdit bench-step bench-panel clean
+.PHONY: help setup demo test test-all check check-web mutate screenshots torture micro bench-emoji mmdit bench-step bench-panel clean
 
 help:
 	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
 	@echo "make test        run the tests (tests of the nodes need a ComfyUI, see COMFYUI_PATH in the README)"
 	@echo "make test-all    also the tests that take many minutes to try everything"
 	@echo "make check       lint, formatting and types"
+	@echo "make mutate      break the core on purpose, one line at a time, and show that the tests notice"
 	@echo "make screenshots take every picture of the editor anew (needs a ComfyUI and a Chromium)"
 	@echo "make torture     kill, fill, spoil and race until something breaks (about half an hour; PARTS=\"kill disk\" for some)"
 	@echo "make bench-emoji Emoji-101: SeqLoRA beside its baselines (many hours; goes on where it was stopped)"
@@ -48,6 +49,9 @@ check-web:
 	then tools/web/node_modules/.bin/eslint --config tools/web/eslint.config.mjs web \
 	     && tools/web/node_modules/.bin/tsc --project tools/web/tsconfig.json; \
 	else echo "web/ is not checked: npm is missing or could not install what tools/web/package.json lists"; fi
+
+mutate: $(INSTALLED)
+	. tools/env.sh && OMP_NUM_THREADS=1 $(PYTHON) tools/mutate.py
 
 screenshots: $(INSTALLED)
 	. tools/env.sh && $(PYTHON) -m tools.screenshots $(ARGS)

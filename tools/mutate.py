@@ -1,4 +1,4 @@
-"""Proves that the tests notice when the core breaks: `python tools/mutate.py`.
+"""Proves that the tests notice when the core breaks: `make mutate`.
 
 One line at a time is spoilt in a copy of the repository, and the tests that ought to fail are run there. Ends with 1 if any
 mutation passes unnoticed, or if the tests fail without one.

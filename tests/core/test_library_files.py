@@ -137,7 +137,8 @@ def test_a_file_that_is_too_large_or_another_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)]
+    "make",
+    [getattr(os, "mkfifo", os.mkdir), os.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)],
 )
 def test_what_is_no_file_is_not_waited_for(tmp_path, make):
     make(tmp_path / "file")
