@@ -114,7 +114,7 @@ def train(
     library: LibraryHandle,
 ) -> TrainResult:
     """Trains on the host's model, watched from the editor."""
-    with training_status.watched(node, workflow, library.name, lesson.name.strip(), lesson.trigger.strip()) as training:
+    with training_status.watched(node, workflow, library.name, lesson.name.strip(), lesson.subject) as training:
         opened, lesson = library.open(), check_request(lesson)  # before the host reads or moves a model
         less_memory = host.has_accelerator() if run.gradient_checkpointing == "auto" else run.gradient_checkpointing == "on"
         with host.training_model(model, clip, vae, less_memory) as taught_model:

@@ -54,10 +54,10 @@ class Curve:
 class Training:
     """The state of one training. All but `told` is called by the thread that trains."""
 
-    def __init__(self, node: str, workflow: str, library: str, concept: str, trigger: str):
+    def __init__(self, node: str, workflow: str, library: str, concept: str, subject: str):
         self.names = {"id": uuid.uuid4().hex, "node": node, "workflow": workflow}
-        self.names |= {"library": library, "concept": concept, "trigger": trigger}
-        self.phase, self.note, self.keep = Phase.STARTING, "", False
+        self.names |= {"library": library, "concept": concept, "subject": subject}
+        self.phase, self.note, self.keep, self.reused = Phase.STARTING, "", False, False
         self.step = self.steps = 0
         self.loss: float | None = None
         self.preview_seconds = 0.0
@@ -65,6 +65,7 @@ class Training:
         self._curve = Curve()
         self._figures: list[dict[str, Any]] = []
         self._previews: list[dict[str, Any]] = []
+        self._earlier: Training | None = None  # of the same node; this one may go on from it
         self._new: dict[str, list[Any]] = {}
         self._said = 0.0  # when the last event was sent
         self._began = 0.0  # when the first step was done, on a clock that stands still during previews
@@ -83,6 +84,8 @@ class Training:
             if progress.note:
                 self.note = progress.note
             self.step, self.steps = progress.step, progress.steps
+            if self.phase is Phase.TRAINING:
+                self._take_up(progress.step)
             if progress.loss is not None:
                 self.loss = _short(progress.loss)
                 self._curve.add(progress.step, progress.loss)
@@ -108,8 +111,9 @@ class Training:
 
     def end(self, phase: Phase, note: str = "", taught: TrainResult | None = None) -> None:
         with self._lock:
-            self.phase, self.note = phase, note or self.note
+            self.phase, self.note, self._earlier = phase, note or self.note, None
             if taught and taught.reused:
+                self.reused = True
                 self.note = "It was taught before with the same inputs; nothing was done."
                 self.step, self.steps = taught.report.steps, taught.record.settings["steps"]
                 for number, loss in enumerate(taught.losses, 1):
@@ -155,9 +159,27 @@ class Training:
             "rate": rate,
             "left": round((self.steps - self.step) / rate, 1) if rate else None,
             "keep": self.keep,
+            "reused": self.reused,
             "note": self.note,
             "preview_seconds": self.preview_seconds,
         }
+
+    def _take_up(self, step: int) -> None:
+        """At the first step: what was seen of the same concept before this step, in the training that was cut off there."""
+        earlier, self._earlier = self._earlier, None
+        if earlier is None or any(earlier.names[name] != self.names[name] for name in ("library", "concept")):
+            return
+        for at, loss in earlier._curve.points:
+            if at < step:
+                self._curve.add(int(at), loss)
+                self._add("losses", [int(at), loss])
+        for name, known, seen in (
+            ("figures", self._figures, earlier._figures),
+            ("previews", self._previews, earlier._previews),
+        ):
+            for entry in (entry for entry in seen if entry["step"] < step):
+                known.append(entry)
+                self._add(name, entry)
 
     def _rate(self) -> float | None:
         if len(self._clock) < 2:
@@ -190,10 +212,10 @@ TRAININGS: dict[tuple[str, str], Training] = {}  # by workflow and node; the las
 
 
 @contextmanager
-def watched(node: str | None, workflow: str, library: str, concept: str, trigger: str) -> Iterator[Training]:
+def watched(node: str | None, workflow: str, library: str, concept: str, subject: str) -> Iterator[Training]:
     """A training that can be watched from here on; how it ends is told as well."""
-    training = Training(node or "", workflow, library, concept, trigger)
-    TRAININGS.pop((workflow, training.names["node"]), None)
+    training = Training(node or "", workflow, library, concept, subject)
+    training._earlier = TRAININGS.pop((workflow, training.names["node"]), None)
     ended = [key for key, other in list(TRAININGS.items()) if not other.running]
     for key in ended[: max(0, len(ended) - REMEMBERED + 1)]:
         TRAININGS.pop(key, None)

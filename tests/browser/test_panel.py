@@ -99,7 +99,7 @@ def test_a_training_is_followed(editor: Editor, stub: StubServer):
     expect(shown).to_contain_text("Saving rex")
     expect(stop).to_be_disabled()
     stub.tell(training, phase="finished", step=80)
-    expect(shown).to_contain_text("Learned rex80 / 80In the library toys. Write \u201czorv\u201d in prompts.")
+    expect(shown).to_contain_text("Learned rex80 / 80In the library toys. Write \u201czorv toy\u201d in prompts.")
     expect(stop).to_be_hidden()
     expect(cancel).to_be_hidden()
     expect(smooth).to_be_visible()
@@ -141,7 +141,7 @@ def test_undo_leaves_it_alive(editor: Editor, stub: StubServer):
         (
             "finished",
             {"keep": True},
-            "Stopped and kept rex30 / 80In the library toys. Write \u201czorv\u201d in prompts. Stopped at step 30 of 80.",
+            "Stopped and kept rex30 / 80In the library toys. Write \u201czorv toy\u201d in prompts. Stopped at step 30 of 80.",
         ),
         ("failed", {"note": "There are <b>no</b> images."}, "rex failed30 / 80There are <b>no</b> images."),
         ("cancelled", {}, "rex cancelled30 / 80The library is as it was. Run the same again to go on from step 30."),
@@ -154,6 +154,23 @@ def test_how_it_ended(editor: Editor, stub: StubServer, phase: str, known: dict[
     expect(panel(editor).get_by_role("button")).to_have_count(0)
     if phase != "finished":
         expect(panel(editor)).not_to_contain_text("Write")
+
+
+def test_a_training_without_a_name_is_told_of_as_well(editor: Editor, stub: StubServer):
+    node = editor.add(TRAIN)
+    stub.tell(stub.train(str(node), workflow=editor.workflow_id, concept=""), phase="failed", note="Give it a name.")
+    editor.look_at_node(node)
+    expect(editor.page.locator(".seqlora-training")).to_contain_text("The concept failedGive it a name.")
+
+
+@pytest.mark.parametrize("editor", ["classic"], indirect=True)
+def test_the_hosts_side_panel_does_not_make_it_narrower(editor: Editor, stub: StubServer):
+    node, _ = begin(editor, stub)
+    editor.page.evaluate("(id) => { for (const one of app.graph.getNodeById(id).widgets) one.width = 100 }", node)
+    editor.page.evaluate("() => app.canvas.setDirty(true, true)")
+    editor.settle()
+    width = editor.page.evaluate("(id) => app.graph.getNodeById(id).size[0]", node)
+    assert panel(editor).bounding_box()["width"] > 0.8 * width
 
 
 def test_past_previews(editor: Editor, stub: StubServer):
@@ -189,15 +206,21 @@ def test_the_end_is_told_once_also_of_a_node_elsewhere(editor: Editor, stub: Stu
     stub.tell(training, phase="finished", step=80)
     expect(toasts).to_have_count(1)
     expect(toasts).to_contain_text("Learned rex")
-    elsewhere = stub.train("5", workflow="another one", concept="blob")
-    stub.tell(elsewhere)
-    stub.tell(elsewhere, phase="failed", note="There are no images.")
+    gone = stub.train("5", workflow=editor.workflow_id, concept="gnu")  # its node was deleted meanwhile
+    stub.tell(gone)
+    stub.tell(gone, phase="finished")
     expect(toasts).to_have_count(2)
-    expect(toasts.last).to_contain_text("Training blob failedThere are no images.")
-    stub.tell(stub.train("6", workflow="another one"), phase="cancelled")
+    for phase, known in (
+        ("finished", {"workflow": "another one"}),  # somebody else's
+        ("finished", {"reused": True}),
+        ("failed", {}),  # the host tells of it
+        ("cancelled", {}),
+    ):
+        training = stub.train("6", **{"workflow": editor.workflow_id} | known)
+        stub.tell(training)
+        stub.tell(training, phase=phase, note="There are no images.")
     editor.settle()
     expect(toasts).to_have_count(2)
-    expect(panel(editor, "blob")).to_have_count(0)
     expect(panel(editor).get_by_role("status")).to_have_text("rex is learned and in the library toys.")
 
 
@@ -247,13 +270,15 @@ def test_a_refusal_is_shown_and_can_be_tried_again(editor: Editor, stub: StubSer
 # --- Where it is shown --------------------------------------------------------------------------------------------------
 
 
-def test_several_trainings_and_one_of_another_workflow(editor: Editor, stub: StubServer):
+def test_several_trainings_and_one_that_no_workflow_asked_for(editor: Editor, stub: StubServer):
     nodes = [editor.add(TRAIN, at=(at, 0)) for at in (0, 400, 800)]
-    for node, (concept, workflow) in zip(nodes, [("rex", editor.workflow_id), ("blob", ""), ("gnu", "other")], strict=True):
+    for node, (concept, workflow) in zip(
+        nodes, [("rex", editor.workflow_id), ("blob", editor.workflow_id), ("gnu", "")], strict=True
+    ):
         training = stub.train(str(node), workflow=workflow, concept=concept)
         stub.tell(training)
         stub.tell(training, phase="training", step=1, steps=2, losses=curve(1, 1))
-    stub.tell(stub.train("99", concept="gone"))  # a node that is not there
+    stub.tell(stub.train("99", workflow=editor.workflow_id, concept="gone"))  # a node that is not there
     editor.look_at_node(nodes[0])
     expect(panel(editor, "rex")).to_be_visible()
     expect(panel(editor, "blob")).to_be_visible()
@@ -303,7 +328,7 @@ def test_a_reload_restores_it(editor: Editor, stub: StubServer):
 
 def test_what_happened_before_the_editor_heard_of_it_is_asked_for(editor: Editor, stub: StubServer):
     node = editor.add(TRAIN)
-    training = stub.train(str(node), losses=curve(1, 30), phase="training", steps=80)
+    training = stub.train(str(node), workflow=editor.workflow_id, losses=curve(1, 30), phase="training", steps=80)
     stub.tell(training, step=31, losses=curve(31, 31))
     editor.look_at_node(node)
     expect(panel(editor)).to_contain_text("31 / 80")
@@ -317,7 +342,7 @@ def test_nothing_is_saved(editor: Editor, stub: StubServer):
     editor.load(read_workflow("teach_two_concepts"))
     before = editor.saved()
     (node, *_) = [node["id"] for node in before["nodes"] if node["type"] == TRAIN]
-    training = stub.train(str(node))
+    training = stub.train(str(node), workflow=editor.workflow_id)
     stub.tell(training)
     stub.tell(training, phase="training", step=20, steps=80, losses=curve(1, 20), previews=preview(10))
     editor.look_at_node(node)
@@ -471,5 +496,8 @@ def test_a_training_survives_a_reload_and_goes_on_after_it_was_cancelled(host_ed
     expect(shown).to_contain_text(re.compile(r"Run the same again to go on from step [1-9]\d*\."))
     assert "emu" not in concepts(server)
     run(host_editor)
+    expect(shown).to_contain_text(re.compile(r"Learning emu[1-9]"))
+    expect(shown.locator(".seqlora-raw")).to_have_attribute("d", re.compile("M0.3 .*L"))  # what was seen before is still there
+    expect(shown.get_by_role("img", name=re.compile("emu at step"))).to_be_visible()
     stop_and_keep(host_editor, shown, "emu")
     assert "emu" in concepts(server)

@@ -19,7 +19,22 @@ from tests.support.prompts import cancel_at, teaching, trainings, wait_for_step
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 EVENT = "seqlora.training"
 FAST = {"method": "lora", "batch_size": 2}
-STATE = ["id", "node", "workflow", "library", "concept", "trigger", "phase", "step", "steps", "loss", "rate", "left", "keep"]
+STATE = [
+    "id",
+    "node",
+    "workflow",
+    "library",
+    "concept",
+    "subject",
+    "phase",
+    "step",
+    "steps",
+    "loss",
+    "rate",
+    "left",
+    "keep",
+    "reused",
+]
 STATE += ["note", "preview_seconds", "losses", "figures", "previews"]
 HISTORIES = ("losses", "figures", "previews")
 

@@ -86,7 +86,16 @@ class StubServer:
     def train(self, node: str, **known: Any) -> str:
         """Starts a training that exists only as its state; returns its id. Nothing is sent before `tell`."""
         state = {"id": uuid.uuid4().hex, "node": node, "workflow": "", "library": "toys", "concept": "rex"}
-        state |= {"trigger": "zorv", "phase": "starting", "step": 0, "steps": 0, "loss": None, "rate": None, "left": None}
+        state |= {
+            "subject": "zorv toy",
+            "reused": False,
+            "phase": "starting",
+            "step": 0,
+            "steps": 0,
+            "loss": None,
+            "rate": None,
+            "left": None,
+        }
         state |= {"keep": False, "note": "", "losses": [], "figures": [], "previews": [], "preview_seconds": 0.0}
         self.trainings[state["id"]] = state | known
         return state["id"]

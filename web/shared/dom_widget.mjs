@@ -11,6 +11,11 @@ export function ownType(name) {
   return `${name}_${made++}`
 }
 
+// The host's side panel, which shows the widgets of a selected node too, gives them its own width, for good.
+export function keepNodeWidth(widget) {
+  Object.defineProperty(widget, 'width', { get: () => undefined, set: () => {}, configurable: true })
+}
+
 // Puts `element` at the end of `node`. The answer, a function, takes a change of the element's content and makes room for it.
 export function hosted(app, node, name, element) {
   const content = element.firstElementChild
@@ -26,6 +31,7 @@ export function hosted(app, node, name, element) {
     getMaxHeight: () => height + 2 * MARGIN
   })
   widget.serialize = false
+  keepNodeWidth(widget)
 
   // What the height changed by since is the user's doing.
   function adopt() {

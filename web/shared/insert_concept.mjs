@@ -83,12 +83,17 @@ export class Inserter {
     } finally {
       canvas.emitAfterChange()
       canvas.setDirty(true, true)
+      afterFrames(2, () => canvas.setDirty(true, true)) // the elements of new nodes have their places only then
     }
   }
 
   #tell(severity, key, values) {
     this.#app.extensionManager.toast.add({ severity, summary: this.#t(key, values), life: 4000 })
   }
+}
+
+function afterFrames(count, act) {
+  requestAnimationFrame(() => (count > 1 ? afterFrames(count - 1, act) : act()))
 }
 
 function connect(load, apply) {

@@ -6,11 +6,11 @@ import { openTrainings } from './trainings.mjs'
 import { TrainingView } from './view.mjs'
 
 export function panels({ app, api, t }) {
-  const trainings = openTrainings(api)
+  const trainings = openTrainings({ api, t })
   const shown = new WeakMap() // node -> its panel
 
   function show(training) {
-    if (training.workflow && training.workflow !== app.rootGraph.id) return
+    if (training.workflow !== app.rootGraph.id) return
     const node = nodeAt(app.rootGraph, training.node)
     if (node?.type !== TRAIN) return
     if (!shown.has(node)) shown.set(node, addPanel(node))
@@ -24,14 +24,13 @@ export function panels({ app, api, t }) {
     return view
   }
 
+  // Of what failed the host tells, and of what was found again there is nothing to tell.
   function announce(training) {
-    if (training.phase === 'cancelled') return
-    const hasFailed = training.phase === 'failed'
+    const { openWorkflows } = app.extensionManager.workflow
+    const isOurs = openWorkflows.some(({ activeState }) => activeState?.id === training.workflow)
+    if (training.phase !== 'finished' || training.reused || !(isOurs || training.workflow === app.rootGraph.id)) return
     app.extensionManager.toast.add({
-      severity: hasFailed ? 'error' : 'success',
-      summary: t(hasFailed ? 'panel.toast.failed' : 'panel.toast.finished', training),
-      detail: hasFailed ? training.note : t('panel.ended.finished', training),
-      life: hasFailed ? 20_000 : 8_000
+      severity: 'success', summary: t('panel.toast', training), detail: t('panel.ended.finished', training), life: 8_000
     })
   }
 

@@ -4,19 +4,21 @@ import { followed, running } from './state.mjs'
 /** @type {Trainings | undefined} */
 let trainings
 
-export function openTrainings(api) {
-  trainings ??= new Trainings(api)
+export function openTrainings({ api, t }) {
+  trainings ??= new Trainings(api, t)
   return trainings
 }
 
 class Trainings {
   #api
+  #t
   #isReady = false // the host warns of an event that nobody listens for, and its socket opens before the set-up
   #known = new Map() // the last one of each node, by workflow and node; the one last begun is the last
   #listeners = new Set()
 
-  constructor(api) {
+  constructor(api, t) {
     this.#api = api
+    this.#t = t
     api.addEventListener('seqlora.training', ({ detail }) => { if (this.#isReady) this.#take(detail, false) })
     api.addEventListener('reconnected', () => this.#catchUp())
   }
@@ -57,6 +59,7 @@ class Trainings {
     const known = this.#known.get(place)
     const before = known?.id === told.id ? known : null
     const now = followed(before, told, isWhole)
+    now.concept ||= this.#t('panel.unnamed') // what it is called was not said, which is why it failed
     if (!before) this.#known.delete(place) // a new one goes to the end
     this.#known.set(place, now)
     const hasEnded = !running(now) && (before ? running(before) : !isWhole)
