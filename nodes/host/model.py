@@ -121,10 +121,8 @@ class HostModel:
         self.parts = {
             "model": weights_hash(_own_weights(original), _patches(original)),
             "sampling": _sampling(original),
-            "text encoder": weights_hash(
-                clip.cond_stage_model.state_dict().items(), f"{clip.layer_idx} {_patches(clip.patcher)}"
-            ),
-            "VAE": weights_hash(vae.first_stage_model.state_dict().items(), type(vae.first_stage_model).__name__),
+            "text encoder": _weights(clip, "cond_stage_model", getattr(clip, "layer_idx", None), _patches(clip)),
+            "VAE": _weights(vae, "first_stage_model"),
         }
         demo = isinstance(base.model_config, DemoConfig)
         self.family = "demo" if demo else family_of(self.layout, layer_shapes(self.layers("attention")))
@@ -214,8 +212,11 @@ def fingerprint(patcher: Any, samples: int = 8) -> str:
     return digest.hexdigest()[:16]
 
 
-def _weights(module: nn.Module, more: str = "") -> str:
-    return weights_hash(module.state_dict().items(), f"{type(module).__name__} {more}")
+def _weights(holder: Any, name: str, *more: Any) -> str:
+    """A hash of the weights of a part of CLIP or VAE; other packs' need not have it."""
+    module = getattr(holder, name, None)
+    tensors = module.state_dict().items() if isinstance(module, nn.Module) else ()
+    return weights_hash(tensors, f"{type(holder).__name__} {type(module).__name__} {more}")
 
 
 def _own_weights(patcher: Any) -> Iterator[tuple[str, Tensor]]:
@@ -225,14 +226,14 @@ def _own_weights(patcher: Any) -> Iterator[tuple[str, Tensor]]:
         yield name, backup.weight if backup else weight
 
 
-def _patches(patcher: Any) -> str:
-    """A hash of what is patched onto a model or text encoder, such as LoRAs; "" for nothing."""
-    digest = hashlib.sha256()
-    for name in sorted(patcher.patches):
-        for patch in patcher.patches[name]:
+def _patches(holder: Any) -> str:
+    """A hash of what is patched onto a MODEL or CLIP, such as LoRAs; "" for nothing."""
+    digest, patches = hashlib.sha256(), getattr(getattr(holder, "patcher", holder), "patches", {})
+    for name in sorted(patches):
+        for patch in patches[name]:
             tensors = [part for part in getattr(patch[1], "weights", patch[1]) if isinstance(part, Tensor)]
             digest.update(f"{name} {patch[0]} {patch[2]}".encode() + b"".join(some_values(part) for part in tensors))
-    return digest.hexdigest() if patcher.patches else ""
+    return digest.hexdigest()[:16] if patches else ""
 
 
 def _sampling(patcher: Any) -> str:
