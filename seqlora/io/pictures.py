@@ -5,7 +5,9 @@ One reader for the command line, the node and whoever calls from Python.
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,8 +25,9 @@ CAPTIONS = (".txt", ".caption")
 MAX_CAPTION = 1 << 20  # bytes
 MAX_RATIO = 2.0  # of the sides; what is longer is cropped
 BACKGROUND = (255, 255, 255)  # behind what is transparent
+LARGEST = 2048  # a picture of more than LARGEST x LARGEST pixels is never held: no model is taught at that size
 ALIKE = 4  # most bits of 64 in which the fingerprints of two near-duplicates differ
-DAMAGED = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # whatever Pillow raises for a bad file
+COLOURS = 0.1  # most that their colours differ, of 0..1
 
 
 @dataclass(frozen=True)
@@ -67,28 +70,36 @@ class Pictures:
 def read_folder(folder: Path | str, resolution: int | None = None) -> Pictures:
     """The pictures of a folder in the order of their names, with the captions in `<picture>.txt` or `.caption` beside them.
 
-    With `resolution`, each is scaled and cropped as `fitted` does. Hidden files are passed over; what is no picture, or cannot
-    be read, is left out and named. Raises SeqLoRAError where no picture is left, or a caption is no text.
+    With `resolution`, each is scaled and cropped as `fitted` does; without, one of more than LARGEST x LARGEST pixels is scaled
+    down. Hidden files are passed over; what is no picture, or cannot be read, is left out and named. Raises SeqLoRAError where
+    no picture is left, or a caption is no text.
     """
     folder = Path(folder)
-    files = sorted(_visible(folder), key=_natural) if folder.is_dir() else []
-    texts = {(file.stem, file.suffix.lower()): file for file in files if file.suffix.lower() in CAPTIONS}
-    found, left_out, used = [], {}, set()
+    try:
+        files = sorted(_visible(folder), key=_natural) if folder.is_dir() else []
+    except OSError as error:
+        raise SeqLoRAError(f"{folder} cannot be read ({error.strerror})", "check its permissions") from error
+    texts = [file for file in files if file.suffix.lower() in CAPTIONS]
+    beside = _by_name(texts)
+    found, left_out, used = [], {}, []
     for file in files:
         if file.suffix.lower() in CAPTIONS:
             continue
         if file.suffix.lower() not in SUFFIXES:
-            left_out[file.name] = "no picture of a kind that is read; save it as PNG or JPEG"
+            left_out[_shown(file)] = "no picture of a kind that is read; save it as PNG or JPEG"
             continue
-        caption_file = next((texts[file.stem, suffix] for suffix in CAPTIONS if (file.stem, suffix) in texts), None)
-        used.add(caption_file)
+        caption_file = beside.get(file.stem) or beside.get(_same(file.stem))
+        used.append(caption_file)
         try:
             picture = read_picture(file, resolution)
         except SeqLoRAError as error:
-            left_out[file.name] = str(error)
+            left_out[_shown(file)] = str(error)
             continue
         found.append(replace(picture, caption=_caption(caption_file) if caption_file else ""))
-    left_out |= {file.name: "no picture of that name" for file in texts.values() if file not in used}
+    for file in texts:
+        if file not in used:
+            other = next((one for one in used if one and _same(one.stem) == _same(file.stem)), None)
+            left_out[_shown(file)] = f"{_shown(other)} is used" if other else "no picture of that name"
     if not found:
         why = f" ({next(iter(left_out.values()))})" if left_out else ""
         raise SeqLoRAError(f"There are no pictures in {folder}{why}", "put .png, .jpg or .webp files there")
@@ -99,30 +110,38 @@ def read_picture(file: Path, resolution: int | None = None) -> Picture:
     """One picture. Raises SeqLoRAError, naming the file, for one that cannot be read."""
     try:
         with Image.open(file) as opened:
-            return picture_from(opened, file.name, resolution)
-    except DAMAGED as error:
-        if isinstance(error, SeqLoRAError):
-            raise
-        raise SeqLoRAError(f"{file.name} cannot be read as a picture ({error})", "remove or replace it") from error
+            return picture_from(opened, _shown(file), resolution)
+    except Exception as error:  # each decoder has its own for a damaged file, TypeError and RuntimeError among them
+        raise SeqLoRAError(f"{_shown(file)} cannot be read as a picture ({error})", "remove or replace it") from error
 
 
 def picture_from(opened: Image.Image, name: str, resolution: int | None = None) -> Picture:
     """A picture that Pillow has opened. Raises what Pillow raises."""
-    remarks = []
-    if getattr(opened, "n_frames", 1) > 1:
-        remarks.append("it moves; its first frame is used")
-    if resolution is not None and opened.format == "JPEG":
-        opened.draft("RGB", (2 * resolution, 2 * resolution))  # decoded at the size that is needed, or a little more
+    remarks, size = [], opened.size
+    if getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO":  # a phone's photo, with its depth or a preview behind it
+        remarks.append("it has several pages or moves; the first is used")
+    if opened.format in ("JPEG", "MPO"):  # decoded at the size that is needed, or a little more
+        opened.draft("RGB", (2 * resolution,) * 2 if resolution else _within(opened))
     turned = ImageOps.exif_transpose(opened)
+    if (turned.width < turned.height) != (size[0] < size[1]):
+        size = size[::-1]
     image, mask = _flattened(turned)
     if mask is not None:
         remarks.append("what was transparent is white now")
-    if resolution is not None:
-        width, height = image.size
-        image = fitted(image, resolution)
-        mask = fitted(mask, resolution) if mask is not None else None
-        remarks += _resizing(width, height, image)
-    return Picture(name, to_tensor(image), "", to_tensor(mask)[..., 0] if mask is not None else None, tuple(remarks))
+    if resolution or image.size != size or _within(image) != image.size:
+        image, mask = _resized(image, resolution), _resized(mask, resolution) if mask else None
+        remarks += _resizing(*size, image, resolution)
+    return Picture(name, to_tensor(image), "", to_tensor(mask)[..., 0] if mask else None, tuple(remarks))
+
+
+def _resized(image: Image.Image, resolution: int | None) -> Image.Image:
+    return fitted(image, resolution) if resolution else image.resize(_within(image), Image.Resampling.LANCZOS, reducing_gap=3)
+
+
+def _within(image: Image.Image) -> tuple[int, int]:
+    """Its size, or in its own proportions as many pixels as may be held."""
+    scale = min(1.0, LARGEST / (image.width * image.height) ** 0.5)
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def fitted(image: Image.Image, resolution: int) -> Image.Image:
@@ -134,7 +153,8 @@ def fitted(image: Image.Image, resolution: int) -> Image.Image:
     ratio = min(max(image.width / image.height, 1 / MAX_RATIO), MAX_RATIO)
     width = max(step, round(resolution * ratio**0.5 / step) * step)
     height = max(step, round(resolution / ratio**0.5 / step) * step)
-    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    spare = int(min(image.width / width, image.height / height) / 3)
+    return ImageOps.fit(image.reduce(spare) if spare > 1 else image, (width, height), Image.Resampling.LANCZOS)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -154,11 +174,11 @@ def to_pil(image: Tensor) -> Image.Image:
 
 def _flattened(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """In 8-bit RGB on a plain colour, and how opaque it was."""
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would cut off at 255
-        values = np.asarray(image).astype(np.float64) / 65535
-        image = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
-    if image.mode == "F":
-        image = Image.fromarray((np.asarray(image).clip(0, 1) * 255).round().astype(np.uint8))
+    if image.mode.startswith(("I", "F")):  # more than 8 bits a pixel, which convert() would cut off at 255
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        ranges = (65535,) if image.mode.startswith("I") else (1, 255, 65535)
+        full = next((full for full in ranges if values.max() <= full), values.max())
+        image = Image.fromarray(((values / full).clip(0, 1) * 255).round().astype(np.uint8))
     if "A" not in image.getbands() and "a" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB"), None
     seen = image.convert("RGBA")
@@ -170,8 +190,10 @@ def _flattened(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return plain.convert("RGB"), mask
 
 
-def _resizing(width: int, height: int, image: Image.Image) -> list[str]:
+def _resizing(width: int, height: int, image: Image.Image, resolution: int | None) -> list[str]:
     """What a person would want to know of how a picture was made to fit."""
+    if not resolution:
+        return [f"its {width} x {height} pixels were scaled down to {image.width} x {image.height}"]
     said = []
     if width * height < image.width * image.height / 4:
         said.append(f"it is small ({width} x {height}) and was scaled up to {image.width} x {image.height}")
@@ -187,10 +209,26 @@ def _visible(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _natural(file: Path) -> list[tuple[int, int, str]]:
-    """So that 2.png comes before 10.png."""
-    parts = re.split(r"(\d{1,18})", file.name.casefold())
-    return [(1, int(part), "") if part.isdigit() and part.isascii() else (0, 0, part) for part in parts]
+def _natural(file: Path) -> tuple[list[tuple[int, int, str]], str]:
+    """So that 2.png comes before 10.png; the name itself decides between 1.png and 01.png, whatever the disk's order."""
+    parts = re.split(r"(\d{1,18})", file.stem.casefold())
+    return [(1, int(part), "") if part.isdigit() and part.isascii() else (0, 0, part) for part in parts], file.name
+
+
+def _shown(file: Path) -> str:
+    """Its name as text; the bytes of an old disk's name need be none."""
+    return os.fsencode(file.name).decode(errors="replace")
+
+
+def _same(stem: str) -> str:
+    """The same for names that some file system takes for one another."""
+    return unicodedata.normalize("NFC", stem).casefold()
+
+
+def _by_name(texts: Sequence[Path]) -> dict[str, Path]:
+    """Caption files by the stem they have, and by what a file system could take it for; .txt before .caption."""
+    ordered = sorted(texts, key=lambda file: CAPTIONS.index(file.suffix.lower()), reverse=True)
+    return {_same(file.stem): file for file in ordered} | {file.stem: file for file in ordered}
 
 
 def _caption(file: Path) -> str:
@@ -204,22 +242,26 @@ def _caption(file: Path) -> str:
 def _named_duplicates(pictures: Sequence[Picture]) -> list[Picture]:
     """With a remark on each picture that is, or nearly is, one before it."""
     marked: list[Picture] = []
-    prints: list[int] = []
+    prints: list[tuple[int, np.ndarray]] = []
     for picture in pictures:
-        print_ = _fingerprint(picture.image)
-        nearest = min(range(len(prints)), key=lambda i: (print_ ^ prints[i]).bit_count(), default=None)
-        if nearest is not None and (print_ ^ prints[nearest]).bit_count() <= ALIKE:
-            other = marked[nearest]
+        bits, colours = _fingerprint(picture.image)
+        near = [i for i, (other, _) in enumerate(prints) if (bits ^ other).bit_count() <= ALIKE]
+        near = [i for i in near if np.abs(colours - prints[i][1]).max() <= COLOURS]
+        if near:
+            other = marked[min(near, key=lambda i: (bits ^ prints[i][0]).bit_count())]
             same = picture.image.shape == other.image.shape and torch.equal(picture.image, other.image)
             picture = replace(
                 picture, remarks=(*picture.remarks, f"the same as {other.file}" if same else f"much like {other.file}")
             )
         marked.append(picture)
-        prints.append(print_)
+        prints.append((bits, colours))
     return marked
 
 
-def _fingerprint(image: Tensor) -> int:
-    """64 bits: whether brightness rises from one cell of an 8 x 9 grid to the next (a difference hash)."""
-    grid = np.asarray(to_pil(image).convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
-    return int("".join("1" if rises else "0" for rises in (grid[:, 1:] > grid[:, :-1] + 1).flat), 2)
+def _fingerprint(image: Tensor) -> tuple[int, np.ndarray]:
+    """64 bits: whether brightness rises from one cell of an 8 x 9 grid to the next (a difference hash); and the cells' colours
+    in 0..1, without which whatever lies in one place on a plain ground would be alike."""
+    small = to_pil(image).resize((9, 8), Image.Resampling.BOX)
+    grid = np.asarray(small.convert("L")).astype(np.int16)
+    bits = int("".join("1" if rises else "0" for rises in (grid[:, 1:] > grid[:, :-1] + 1).flat), 2)
+    return bits, np.asarray(small).astype(np.float32) / 255

@@ -8,13 +8,20 @@ import unicodedata
 
 from ..errors import SeqLoRAError
 
-# Scripts that put no spaces between words: there a word is looked for as text.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-# A byte order mark that was read as text, and what has no width: a text encoder makes tokens of them. Joiners stay, since some
-# scripts and emoji need them.
-_UNSEEN = re.compile("[\ufeff\u200b\u2060\u00ad]")
-_MARKS = (
+# Scripts that put no spaces between words, or (Hangul) endings on them: there a word is looked for as text.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f"  # Chinese, Japanese, Korean
+    "\U00020000-\U0003ffff"
+)
+# A byte order mark that was read as text, what has no width, what turns the direction of writing: a text encoder makes tokens
+# of them. Joiners stay, since some scripts and emoji need them.
+_UNSEEN = re.compile("[\ufeff\u200b\u2060\u00ad\u180e\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # all but what is white space
+_MARKS = (  # the longer first: that of UTF-32 begins like that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
@@ -22,18 +29,22 @@ _MARKS = (
 
 def clean_text(text: str) -> str:
     """In NFC, without invisible characters, trimmed; line breaks become spaces."""
-    return " ".join(unicodedata.normalize("NFC", _UNSEEN.sub("", text)).split())
+    return " ".join(unicodedata.normalize("NFC", _UNSEEN.sub("", _CONTROL.sub(" ", text))).split())
 
 
 def decode_text(data: bytes, what: str) -> str:
-    """UTF-8 with or without a byte order mark, or UTF-16 with one. Raises SeqLoRAError, naming `what`, for anything else."""
+    """UTF-8 with or without a byte order mark, or UTF-16 or UTF-32 with one. Raises SeqLoRAError, naming `what`, otherwise."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise SeqLoRAError(
-            f"{what} cannot be read as text (byte {error.start} is no UTF-8)", "save it as UTF-8 text"
+            f"{what} cannot be read as text (byte {error.start} is no {encoding.removesuffix('-sig').upper()})",
+            "save it as UTF-8 text",
         ) from error
+    if "\0" in text:  # UTF-16 without a mark is valid UTF-8 as far as letters of English go
+        raise SeqLoRAError(f"{what} cannot be read as text (it holds zero bytes, as UTF-16 does)", "save it as UTF-8 text")
+    return text
 
 
 def check_characters(text: str, what: str) -> None:
@@ -43,11 +54,13 @@ def check_characters(text: str, what: str) -> None:
 
 
 def word_pattern(word: str) -> re.Pattern[str]:
-    """Finds a trigger as a word of its own, `_` being no letter; as text where its script puts no spaces between words."""
-    before = "" if unspaced(word[:1]) else r"(?<![^\W_])"
-    after = "" if unspaced(word[-1:]) else r"(?![^\W_])"
+    """Finds a trigger as a word of its own, `_` being no letter; as text where its script, or the one beside it, puts no spaces
+    between words."""
+    letter = rf"[^\W_{_UNSPACED}]"
+    before = "" if unspaced(word[:1]) else f"(?<!{letter})"
+    after = "" if unspaced(word[-1:]) else f"(?!{letter})"
     return re.compile(before + re.escape(word) + after, re.IGNORECASE)
 
 
 def unspaced(character: str) -> bool:
-    return bool(_UNSPACED.fullmatch(character))
+    return bool(re.fullmatch(f"[{_UNSPACED}]", character))

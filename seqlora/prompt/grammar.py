@@ -26,7 +26,6 @@ _NUMBER = re.compile(r":\s?([+-]?(?:\d+\.?\d*|\.\d+))(?![\w.])", re.ASCII)
 _QUOTED = re.compile(r'"([^"\n]*)"')
 _WORD = re.compile(r"[\w-]+")
 # Scripts that put no spaces between words: there a trigger is looked for as text.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +94,54 @@ def test_of_what_moves_the_first_frame_is_used(tmp_path: Path):
     first, second = Image.new("RGB", (32, 32), RED), Image.new("RGB", (32, 32), BLUE)
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
     found = read_picture(tmp_path / "a.gif")
-    assert colour(found.image, 0.5, 0.5) == RED and found.remarks == ("it moves; its first frame is used",)
+    assert colour(found.image, 0.5, 0.5) == RED and found.remarks == ("it has several pages or moves; the first is used",)
+
+
+def test_a_phones_photo_with_a_second_picture_behind_it_is_one_picture(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    halves((4000, 200)).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[noise(1)], exif=exif)
+    found = read_picture(tmp_path / "a.jpg", 64)
+    assert found.remarks == ("of its 200 x 4000 pixels the middle was cropped, as 48 x 88",)  # as seen, not as it is decoded
+
+
+@pytest.mark.parametrize(
+    "values,expected",
+    [
+        (np.float32([0, 0.5, 1]), (0, 128, 255)),
+        (np.float32([0, 100, 255]), (0, 100, 255)),
+        (np.float32([0, 32768, 65535]), (0, 128, 255)),
+        (np.float32([np.nan, 0.5, -1]), (0, 128, 0)),
+        (np.int32([0, 32768, 65535]), (0, 128, 255)),
+        (np.int32([0, 50000, 100000]), (0, 128, 255)),
+    ],
+)
+def test_numbers_of_more_than_eight_bits_are_brightness(tmp_path: Path, values: np.ndarray, expected: tuple):
+    Image.fromarray(np.repeat(values[None], 3, axis=0)).save(tmp_path / "a.tif")
+    assert tuple((read_picture(tmp_path / "a.tif").image[0, :, 0] * 255).round().int().tolist()) == expected
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "gif", "bmp", "avif"])
+def test_a_damaged_file_is_a_sentence_whatever_its_decoder_raises(tmp_path: Path, kind: str):
+    """Bytes of a good file are changed at random; some give a picture still, none anything but a SeqLoRAError."""
+    try:
+        noise(0).save(tmp_path / f"a.{kind}")
+    except (KeyError, ValueError, OSError):
+        pytest.skip(f"this Pillow writes no {kind}")
+    good, rng = (tmp_path / f"a.{kind}").read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(100):
+        data = bytearray(good)
+        for _ in range(rng.choice([1, 3, 20])):
+            data[rng.randrange(min(len(data), rng.choice([60, 400, len(data)])))] = rng.randrange(256)
+        (tmp_path / f"b.{kind}").write_bytes(data)
+        try:
+            read_picture(tmp_path / f"b.{kind}", 64)
+        except SeqLoRAError as error:
+            refused += 1
+            assert str(error).startswith(f"b.{kind} cannot be read as a picture")
+    assert refused
 
 
 # -- sizes
@@ -127,6 +176,24 @@ def test_the_middle_is_kept(tmp_path: Path):
 def test_a_small_picture_is_said_to_be(tmp_path: Path):
     noise(0, (20, 20)).save(tmp_path / "a.png")
     assert "it is small (20 x 20)" in read_picture(tmp_path / "a.png", 512).remarks[0]
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_no_picture_is_held_at_more_pixels_than_any_model_takes(tmp_path: Path, kind: str):
+    halves((6000, 3000)).save(tmp_path / f"a.{kind}")
+    found = read_picture(tmp_path / f"a.{kind}")
+    assert (
+        found.image.shape == (1448, 2896, 3) and colour(found.image, 0.2, 0.5)[0] > 240 > 10 > colour(found.image, 0.8, 0.5)[0]
+    )
+    assert found.remarks == ("its 6000 x 3000 pixels were scaled down to 2896 x 1448",)
+
+
+def test_a_large_picture_is_scaled_like_a_small_one():
+    """Its average over every block, within the little that a sharper filter differs from it."""
+    smooth = np.asarray(noise(0, (8, 8)).resize((1600, 1600), Image.Resampling.BICUBIC))
+    small = np.asarray(fitted(Image.fromarray(smooth), 64)).astype(float)
+    blocks = smooth.reshape(64, 25, 64, 25, 3).mean((1, 3))
+    assert np.abs(small - blocks).mean() < 1.5
 
 
 def test_a_photo_of_24_megapixels_is_read_small(tmp_path: Path):
@@ -180,12 +247,43 @@ def test_duplicates_are_named(tmp_path: Path):
     assert remarks["b.png"] == ("the same as a.png",) and "like a.png" in remarks["c.jpg"][0] and "like" in remarks["e.png"][0]
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_what_lies_in_one_place_on_white_is_alike_only_in_one_colour(tmp_path: Path, alike: bool):
+    for name, fill in (("a", (200, 30, 30)), ("b", (195, 35, 30) if alike else (30, 60, 200))):
+        image = Image.new("RGB", (64, 64), (255, 255, 255))
+        image.paste(fill, (20, 20, 44, 44))
+        image.save(tmp_path / f"{name}.png")
+    remarks = read_folder(tmp_path).pictures[1].remarks
+    assert remarks == (("much like a.png",) if alike else ())
+
+
+def test_the_order_is_that_of_the_names_and_not_of_the_disk(tmp_path: Path):
+    names = ["01.png", "1.png", "001.png", "A.png", "a.png", "1a.png", "a1b2.png", "a1b10.png"]
+    for number, name in enumerate(names):
+        noise(number).save(tmp_path / name)
+    expected = ["001.png", "01.png", "1.png", "1a.png", "A.png", "a.png", "a1b2.png", "a1b10.png"]
+    assert [picture.file for picture in read_folder(tmp_path).pictures] == expected
+
+
+def test_a_name_that_is_no_text_can_be_said(tmp_path: Path):
+    try:
+        noise(0).save(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this disk takes no such name")
+    (found,) = read_folder(tmp_path).pictures
+    assert found.file.encode() == "caf\ufffd.png".encode()
+
+
 # -- captions
 
 TEXTS = {
     "plain": (b"a dog", "a dog"),
     "mark": (codecs.BOM_UTF8 + b"a dog", "a dog"),
     "utf-16": ("a dog".encode("utf-16"), "a dog"),
+    "utf-32": ("a dog".encode("utf-32"), "a dog"),
+    "utf-32 be": (codecs.BOM_UTF32_BE + "a dog".encode("utf-32-be"), "a dog"),
+    "direction": ("\u200ea \u202adog\u202c\u2066\u2069".encode(), "a dog"),
+    "control": (b"a\x07 dog\x1b\x7f", "a dog"),
     "utf-16 be": (codecs.BOM_UTF16_BE + "a dog".encode("utf-16-be"), "a dog"),
     "no width": ("\u200ba\u2060 \ufeffdog\u00ad".encode(), "a dog"),
     "decomposed": ("zoe\u0301".encode(), "zo\u00e9"),
@@ -213,7 +311,45 @@ def test_captions_of_either_name_in_any_case(tmp_path: Path, name: str):
     assert read_folder(tmp_path).captions == ["a dog", ""]
 
 
-@pytest.mark.parametrize("data", ["caf\u00e9".encode("cp1252"), b"\xff\xfe\xfa", "\u4f60\u597d".encode("gb18030"), b"\x80"])
+@pytest.mark.parametrize(
+    "picture,caption",
+    [
+        ("zoe\u0301.png", "zo\u00e9.txt"),  # as one system writes it, and another
+        ("zo\u00e9.png", "zoe\u0301.txt"),
+        ("IMG_1.JPG", "img_1.txt"),
+        ("stra\u00dfe.png", "STRASSE.TXT"),
+        ("a.b.png", "a.b.txt"),
+    ],
+)
+def test_a_caption_is_found_by_what_a_person_takes_for_its_pictures_name(tmp_path: Path, picture: str, caption: str):
+    noise(0).save(tmp_path / picture)
+    (tmp_path / caption).write_text("a dog")
+    assert read_folder(tmp_path).captions == ["a dog"]
+
+
+def test_of_two_captions_one_is_used_and_the_other_named(tmp_path: Path):
+    noise(0).save(tmp_path / "a.png")
+    noise(1).save(tmp_path / "A.png")
+    for name in ("a.caption", "a.txt", "A.txt"):
+        (tmp_path / name).write_text(f"from {name}")
+    found = read_folder(tmp_path)
+    if len(found.pictures) == 1:
+        pytest.skip("this disk takes a.png and A.png for one")
+    assert found.captions == ["from A.txt", "from a.txt"] and list(found.left_out) == ["a.caption"]
+    assert found.left_out["a.caption"].endswith(".txt is used")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "a dog".encode("utf-16-le"),
+        "a dog".encode("utf-16-be"),
+        "caf\u00e9".encode("cp1252"),
+        b"\xff\xfe\xfa",
+        "\u4f60\u597d".encode("gb18030"),
+        b"\x80",
+    ],
+)
 def test_a_caption_that_is_no_text_names_its_file(tmp_path: Path, data: bytes):
     noise(0).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(data)

@@ -37,7 +37,11 @@ def captions(*given: str, **words: str) -> tuple[list[str], int]:
         "a ZORV\u2019s ball",
         "zorv:1.2",
         "-zorv-",
-        "\u72d7zorv"[1:],
+        "\u4e00\u53eazorv\u72d7",  # a script without spaces around it
+        "\u72d7zorv",
+        "zorv\u306e\u72ac",
+        "zorv\uc740 \uac1c",
+        "\u0e2b\u0e21\u0e32zorv",
     ],
 )
 def test_a_caption_with_the_trigger_is_taken_as_it_is(caption: str):
@@ -56,6 +60,9 @@ def test_a_caption_without_it_gets_it_in_front(caption: str):
         ("\u4f50\u5c14\u592b", CHINESE),
         ("a zoe\u0301 dog", {"trigger": "zo\u00e9", "class_word": "dog"}),  # the same letter in two ways
         ("a zo\u00e9 dog", {"trigger": "zo\u00e9", "class_word": "dog"}),
+        ("\uc870\ub974\ube0c\ub294 \uac1c", {"trigger": "\uc870\ub974\ube0c", "class_word": "\uac1c"}),  # with an ending
+        ("\u4f50\u3005\u6728", {"trigger": "\u4f50\u3005", "class_word": "\u72d7"}),
+        ("\uff7f\uff9e\uff99\uff8c\uff9e\u72ac", {"trigger": "\uff7f\uff9e\uff99\uff8c\uff9e", "class_word": "\u72ac"}),
         ("\u30be\u30eb\u30d6\u306e\u72ac", {"trigger": "\u30be\u30eb\u30d6", "class_word": "\u72ac"}),
     ],
 )
