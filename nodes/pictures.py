@@ -35,7 +35,7 @@ class LoadPictures(io.ComfyNode):
                     max=4096,
                     step=8,
                     tooltip="Scale each picture to about so many pixels a side, in its own proportions, cropped a little to "
-                    "fit. 0: as they are; training scales down what is far too large for the model.",
+                    "fit. 0: as they are, at most 2048 x 2048; training scales down what is far too large for the model.",
                 ),
             ],
             outputs=[

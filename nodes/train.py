@@ -45,7 +45,7 @@ class TrainConcept(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     tooltip="Images of the concept, about 3 to 20: a batch, or a list with different sizes as the host's "
-                    "dataset nodes give it. They are used at the size they have.",
+                    "dataset nodes give it. Those of far more pixels than the model takes are scaled down.",
                 ),
                 io.String.Input(
                     "captions",
