@@ -8,7 +8,7 @@ can be differentiated; and under dynamic VRAM a layer's weight is only lent for 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -110,7 +110,7 @@ def _let_go(patcher: Any) -> None:
 
 
 class HostModel:
-    """`teaching.Model` over the host's MODEL, CLIP and VAE."""
+    """The core's `Model` over the host's MODEL, CLIP and VAE."""
 
     def __init__(self, patcher: Any, original: Any, clip: Any, vae: Any):
         self.patcher, self.clip, self.vae = patcher, clip, vae
@@ -200,15 +200,11 @@ class HostModel:
 def fingerprint(patcher: Any, samples: int = 8) -> str:
     """A hash of a few values of a few weights as they were before any patch, and of the patches."""
     digest = hashlib.sha256()
-    weights = patcher.model.diffusion_model.state_dict()
-    names = sorted(weights)
-    for name in names[:: max(1, len(names) // samples)]:
-        backup = patcher.backup.get(f"diffusion_model.{name}")
-        digest.update(name.encode() + _few_values(backup.weight if backup else weights[name]))
-    for name in sorted(patcher.patches):
-        for patch in patcher.patches[name]:
-            tensors = [part for part in getattr(patch[1], "weights", patch[1]) if isinstance(part, Tensor)]
-            digest.update(f"{name} {patch[0]} {patch[2]}".encode() + b"".join(_few_values(part) for part in tensors))
+    weights = list(_own_weights(patcher))
+    for name, weight in weights[:: max(1, len(weights) // samples)]:
+        digest.update(name.encode() + _few_values(weight))
+    for patch in _patch_bytes(patcher.patches, _few_values):
+        digest.update(patch)
     return digest.hexdigest()[:16]
 
 
@@ -228,12 +224,16 @@ def _own_weights(patcher: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _patches(holder: Any) -> str:
     """A hash of what is patched onto a MODEL or CLIP, such as LoRAs; "" for nothing."""
-    digest, patches = hashlib.sha256(), getattr(getattr(holder, "patcher", holder), "patches", {})
+    patches = getattr(getattr(holder, "patcher", holder), "patches", {})
+    return hashlib.sha256(b"".join(_patch_bytes(patches, some_values))).hexdigest()[:16] if patches else ""
+
+
+def _patch_bytes(patches: Mapping[str, Any], values: Callable[[Tensor], bytes]) -> Iterator[bytes]:
+    """What a hash of patches is made of: which weight, how strong, and some values of each tensor."""
     for name in sorted(patches):
         for patch in patches[name]:
             tensors = [part for part in getattr(patch[1], "weights", patch[1]) if isinstance(part, Tensor)]
-            digest.update(f"{name} {patch[0]} {patch[2]}".encode() + b"".join(some_values(part) for part in tensors))
-    return digest.hexdigest()[:16] if patches else ""
+            yield f"{name} {patch[0]} {patch[2]}".encode() + b"".join(values(part) for part in tensors)
 
 
 def _sampling(patcher: Any) -> str:

@@ -18,7 +18,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _COLON = re.compile("[:\uff1a]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _TAG = re.compile(r"<lora:([^:>]+):?([^:>]*)")
-_LARGEST = 100.0  # strength, either way
+MAX_STRENGTH = 100.0  # either way
 
 
 def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
@@ -61,7 +61,7 @@ def _known_name(said: str, known: Sequence[str]) -> str:
 def _number(said: str) -> float | None:
     """None where it is none from -100 to 100."""
     value = float(said) if _NUMBER.fullmatch(said) else math.inf
-    return value if abs(value) <= _LARGEST else None
+    return value if abs(value) <= MAX_STRENGTH else None
 
 
 def compose(concepts: Sequence[tuple[Concept, float]]) -> dict[str, LoRAPair]:

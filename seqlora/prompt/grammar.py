@@ -20,12 +20,11 @@ from dataclasses import dataclass, field
 from ..errors import SeqLoRAError
 from ..io.text import unspaced, word_pattern
 from ..library.manifest import Record
+from ..lora.compose import MAX_STRENGTH
 
-LARGEST = 100.0  # strength, either way
 _NUMBER = re.compile(r":\s?([+-]?(?:\d+\.?\d*|\.\d+))(?![\w.])", re.ASCII)
 _QUOTED = re.compile(r'"([^"\n]*)"')
 _WORD = re.compile(r"[\w-]+")
-# Scripts that put no spaces between words: there a trigger is looked for as text.
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _mention(text: str, at: int, depth: int, records: Sequence[Record]) -> tuple
     if number is None or (depth and text[number.end() :].lstrip(" ").startswith(")")):
         return record, None, end
     strength = float(number[1])
-    if abs(strength) > LARGEST:
+    if abs(strength) > MAX_STRENGTH:
         raise SeqLoRAError(f"The strength {number[1]} of @{record.name} is too large", "use one between -10 and 10")
     return record, strength, number.end()
 

@@ -47,6 +47,7 @@ class Job:
     replaces: str | None  # the concept of which this is a new version
     request: TrainingRequest
     request_hash: str
+    parts: Mapping[str, str]  # see request_parts
     settings: Settings
     automatic: Sequence[str]  # names of settings that were left to the model
     model: Model
@@ -87,8 +88,9 @@ def train_steps(
     automatic, settings = settings.automatic, settings.resolved(model.family)
     layers = model.layers(library.targets)
     library.check_base({name: list(shape) for name, shape in layer_shapes(layers).items()})
-    parts = request_parts(request, settings, model)
-    asked = (data_hash(request), request.trigger, request.class_word, legacy_names(settings))
+    data = data_hash(request)
+    parts = request_parts(data, request, settings, model)
+    asked = (data, request.trigger, request.class_word, legacy_names(settings))
     older = request_hash(*asked, library.rank, library.capacity, model.fingerprint)  # by which format 1 knew only a part of it
     request_id = request_hash(older, parts) if model.parts else older
     lock = LibraryLock(library.path)
@@ -100,7 +102,7 @@ def train_steps(
         folder = library.path / FOLDER
         begun = older if (folder / f"{older}.safetensors").exists() else request_id
         checkpoint = Checkpoint(folder / f"{begun}.safetensors", minutes=checkpoint_minutes)
-        job = Job(writer, replaces, request, request_id, settings, automatic, model, layers, checkpoint, resized)
+        job = Job(writer, replaces, request, request_id, parts, settings, automatic, model, layers, checkpoint, resized)
         checkpoint.binding = binding_of(job, begun)
         for record in library.concepts:
             if record.name == request.name and record.request in (request_id, older):
@@ -143,10 +145,10 @@ def train(
     return run_to_end(train_steps(library, request, settings, model, replace=replace), on_progress)
 
 
-def request_parts(request: TrainingRequest, settings: Settings, model: Model) -> dict[str, str]:
-    """What decides how a concept comes out, by a name that a person knows it by -> a hash of it."""
+def request_parts(data: str, request: TrainingRequest, settings: Settings, model: Model) -> dict[str, str]:
+    """What decides how a concept comes out, by a name that people know -> its hash; `data` is from `data_hash`."""
     words = {"trigger": request.trigger, "class word": request.class_word}
-    named = {"pictures or captions": data_hash(request), "settings": request_hash(legacy_names(settings))[:16], **words}
+    named = {"pictures or captions": data, "settings": request_hash(legacy_names(settings))[:16], **words}
     return {**model.parts, **{name: request_hash(value)[:16] for name, value in named.items()}}
 
 
@@ -157,8 +159,7 @@ def _check_name(job: Job) -> None:
     except SeqLoRAError as error:
         taken = next((record for record in job.others.concepts if record.name == job.request.name), None)
         before = dict(part.split("=", 1) for part in (taken.metrics.get("made_with", []) if taken else []))
-        now = request_parts(job.request, job.settings, job.model)
-        other = [name for name, value in now.items() if name in before and before[name] != value]
+        other = [name for name, value in job.parts.items() if name in before and before[name] != value]
         if not other:
             raise
         raise SeqLoRAError(
@@ -262,8 +263,7 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: Trai
         report = replace(report, note=" ".join(filter(None, (report.note, GONE))))
         logger.warning(GONE)
         writer.start_over()
-    parts = request_parts(request, job.settings, job.model)
-    made_with = [f"{name}={value}" for name, value in sorted(parts.items())]
+    made_with = [f"{name}={value}" for name, value in sorted(job.parts.items())]
     writer.bind(Base(dict(job.model.layout), job.shapes, job.model.fingerprint), prior)
     library = writer.add(
         request.name,

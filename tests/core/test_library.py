@@ -43,12 +43,6 @@ def original(tmp_path_factory, model):
     return small_library(tmp_path_factory.mktemp("models") / "pets", model)
 
 
-@pytest.fixture
-def library(original, tmp_path):
-    shutil.copytree(original.path, tmp_path / "pets")
-    return Library.open(tmp_path / "pets")
-
-
 # -- creating and opening
 
 

@@ -41,12 +41,6 @@ def original(tmp_path_factory, model):
     return library
 
 
-@pytest.fixture
-def library(original, tmp_path):
-    shutil.copytree(original.path, tmp_path / "pets")
-    return Library.open(tmp_path / "pets")
-
-
 def tensors_of(library, name):
     return {f"{layer} {i}": tensor for layer, pair in library.load(name).items() for i, tensor in enumerate(pair)}
 

@@ -22,22 +22,10 @@ from tests.support.small import (
     full_library,
     small_examples,
     small_layers,
-    small_library,
     small_request,
 )
 
 LAYERS = "attention and mlp"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return small_library(tmp_path_factory.mktemp("models") / "pets", SmallModel())
-
-
-@pytest.fixture
-def library(original, tmp_path):
-    shutil.copytree(original.path, tmp_path / "pets")
-    return Library.open(tmp_path / "pets")
 
 
 def lessons(library, model, settings=QUICK, name="owl"):

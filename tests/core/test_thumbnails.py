@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import shutil
 
 import pytest
 import torch
@@ -19,18 +18,7 @@ from seqlora.library.thumbnails import KEY, MAX_BYTES, SIDE, decode, encode
 from seqlora.library.writer import MANIFEST, LibraryWriter
 from seqlora.training.progress import run_to_end
 from seqlora.training.train import train_steps
-from tests.support.small import QUICK, SmallModel, relist, small_library, small_pictures, small_request
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return small_library(tmp_path_factory.mktemp("models") / "pets", SmallModel())
-
-
-@pytest.fixture
-def library(original, tmp_path):
-    shutil.copytree(original.path, tmp_path / "pets")
-    return Library.open(tmp_path / "pets")
+from tests.support.small import QUICK, SmallModel, relist, small_pictures, small_request
 
 
 def uri(data: bytes, kind: str = "image/webp") -> str:
