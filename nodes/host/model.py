@@ -8,6 +8,7 @@ can be differentiated; and under dynamic VRAM a layer's weight is only lent for 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -154,7 +155,7 @@ class HostModel:
         known: dict[str, Caption] = {}
         for text in dict.fromkeys(captions):
             with torch.inference_mode():
-                encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+                encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(literal(text)))
             options = comfy.sampler_helpers.convert_cond(encoded[:1])[0]
             known[text] = Caption(without_inference_mode(options | self._extra))
         return [known[text] for text in captions]
@@ -195,6 +196,12 @@ class HostModel:
         if isinstance(self.patcher.model, comfy.model_base.Flux):
             return 1.0
         return 3.0 if self.denoiser.flow else 6.0
+
+
+def literal(caption: str) -> str:
+    """As the host must be given it to take parentheses as text: in a prompt they set weights, so that `miku_(vocaloid)`
+    would lose them and `(zorv:0)` mean nothing. A caption means what it says, as it does without the host."""
+    return re.sub(r"[()]", r"\\\g<0>", caption)
 
 
 def fingerprint(patcher: Any, samples: int = 8) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from ..library.manifest import MAX_TEXT
 MIN_SIDE = 16  # pixels
 MOST_PIXELS = 2.5  # in units of the resolution that a model was made for; a photo of 24 megapixels would take hours
 RINGING = 0.1  # how far beyond 0..1 a resize may go
+_ESCAPED = re.compile(r"\\([()])")  # a parenthesis as prompts and some captioners write it; captions set no weights
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class TrainingRequest:
 def prepare_captions(request: TrainingRequest) -> tuple[list[str], int]:
     """One caption per picture, each with the trigger in it; also how often it had to be put in front. A picture without a
     caption has one made of trigger and class word."""
-    captions = [clean_text(caption) for caption in request.captions]
+    captions = [_ESCAPED.sub(r"\1", clean_text(caption)) for caption in request.captions]
     if captions and len(captions) != len(request.pictures):
         raise SeqLoRAError(
             f"There are {len(captions)} captions for {len(request.pictures)} pictures", "give one caption per picture, or none"

@@ -48,6 +48,10 @@ def test_same_numbers_as_in_diffusers(in_host: dict, part: str):
     assert in_host[part] <= 1e-5
 
 
+def test_parentheses_in_a_caption_set_no_weights(in_host: dict):
+    assert max(in_host["literal_captions"]) <= 1e-5
+
+
 def test_timesteps_are_sigmas_times_1000(in_host: dict):
     assert in_host["timestep"] == 500
 

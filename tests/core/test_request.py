@@ -76,6 +76,21 @@ def test_an_empty_caption_is_none_for_its_picture(empty: str):
     assert captions(empty, empty) == (["a photo of zorv dog"] * 2, 0)
 
 
+@pytest.mark.parametrize(
+    "given,meant",
+    [
+        (r"zorv_\(vocaloid\), blue", "zorv_(vocaloid), blue"),
+        ("zorv_(vocaloid)", "zorv_(vocaloid)"),
+        ("(zorv:0)", "(zorv:0)"),
+        ("zorv :)", "zorv :)"),
+        (r"zorv \o/ \n", r"zorv \o/ \n"),
+        (r"\(\(zorv\)", "((zorv)"),
+    ],
+)
+def test_parentheses_are_what_they_are(given: str, meant: str):
+    assert captions(given) == ([meant], 0)
+
+
 def test_what_nobody_typed_is_taken_out():
     assert captions("\ufeffa zorv\u200b dog") == (["a zorv dog"], 0)
 

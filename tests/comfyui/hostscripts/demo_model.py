@@ -14,7 +14,7 @@ import boot
 import comfy.utils
 import torch
 from safetensors.torch import load_file
-from seqlora_pack.nodes import demo
+from seqlora_pack.nodes import demo, host
 from seqlora_pack.nodes.host import demo_model as demo_host
 from seqlora_pack.seqlora.demo import micro
 from seqlora_pack.seqlora.lora.layouts import unet_state_dict_to_native
@@ -38,6 +38,16 @@ def emphasis(clip) -> dict[str, float]:
         "weight_one": relative_error(context("a red (cat:1.0)"), plain),
         "weight_one_and_a_half": relative_error(context("a red (cat:1.5)"), expected),
     }
+
+
+def literal_captions() -> list[float]:
+    """How far captions with the host's signs for emphasis are from what they are without the host."""
+    texts = ["a (zorv:0) cat", "miku_(vocaloid), red", "((zorv", "zorv :)", "a cat (small) (blue:1.5)", "cat"]
+    with host.training_model(model, clip, vae, False) as taught:
+        found = [caption.encoded["cross_attn"] for caption in taught.encode_captions(texts)]
+    parts, tokenizer = micro.read_weights(weights)
+    expected = micro.load_text_and_vae(parts, tokenizer)[0](torch.tensor([tokenizer(text) for text in texts]))
+    return [relative_error(one[0], other) for one, other in zip(found, expected, strict=True)]
 
 
 def fingerprints() -> list[str]:
@@ -88,6 +98,7 @@ with torch.inference_mode():
         tiled_decode=relative_error(vae.decode_tiled(tiled, tile_x=16, tile_y=16, overlap=4), vae.decode(tiled)),
         preview=float((preview - blocks).abs().mean()),
         emphasis=emphasis(clip),
+        literal_captions=literal_captions(),
         renaming_differences=renaming_differences(),
         fingerprints=fingerprints(),
         clip_saves=len(clip.get_sd()),
