@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import apply, demo, export, host, library, maintenance, pictures, prompt, report, train, training_options
-from .server import library_routes, training_status
+from .server import library_routes, picture_routes, training_status
 
 MODULES = (train, training_options, pictures, library, report, maintenance, apply, prompt, export, demo)
 NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
@@ -14,7 +14,7 @@ NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module
 class SeqLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
         host.register_folder()
-        host.add_routes((*training_status.ROUTES, *library_routes.ROUTES))
+        host.add_routes((*training_status.ROUTES, *library_routes.ROUTES, *picture_routes.ROUTES))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

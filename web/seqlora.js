@@ -4,10 +4,11 @@ import { api } from '../../scripts/api.js'
 import { library } from './library/tab.mjs'
 import { olderWorkflows } from './training/older_workflows.mjs'
 import { panels } from './training/panels.mjs'
+import { pictures } from './pictures/pictures.mjs'
 import { picker } from './picker/picker.mjs'
 import { loadWords, t } from './shared/i18n.mjs'
 
-const parts = [panels, library, picker, olderWorkflows].map((part) => part({ app, api, t }))
+const parts = [panels, library, picker, pictures, olderWorkflows].map((part) => part({ app, api, t }))
 const each = (hook) => (...given) => { for (const part of parts) part[hook]?.(...given) }
 
 const style = document.createElement('link')
@@ -23,5 +24,6 @@ app.registerExtension({
   },
   beforeConfigureGraph: each('beforeConfigureGraph'),
   nodeCreated: each('nodeCreated'),
-  afterConfigureGraph: each('afterConfigureGraph')
+  afterConfigureGraph: each('afterConfigureGraph'),
+  refreshComboInNodes: each('refreshComboInNodes')
 })

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +20,15 @@ from torch import Tensor
 
 from ..errors import SeqLoRAError
 from .text import clean_text, decode_text
+from .twins import fingerprint, twins_among
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 CAPTIONS = (".txt", ".caption")
 MAX_CAPTION = 1 << 20  # bytes
 MAX_RATIO = 2.0  # of the sides; what is longer is cropped
 BACKGROUND = (255, 255, 255)  # behind what is transparent
+MAX_SIDE = 4096  # most that a picture can be asked to be scaled to
 LARGEST = 2048  # a picture of more than LARGEST x LARGEST pixels is never held: no model is taught at that size
-ALIKE = 4  # most bits of 64 in which the fingerprints of two near-duplicates differ
-COLOURS = 0.1  # most that their colours differ, of 0..1
 
 
 @dataclass(frozen=True)
@@ -67,43 +68,69 @@ class Pictures:
         return said
 
 
-def read_folder(folder: Path | str, resolution: int | None = None) -> Pictures:
+class Contents(NamedTuple):
+    """What lies in a folder, before a picture is opened."""
+
+    pictures: dict[Path, Path | None]  # in the order of their names -> the file of the caption
+    left_out: dict[str, str]  # file -> why
+
+
+def read_folder(folder: Path | str, resolution: int | None = None, chosen: Mapping[str, str | None] | None = None) -> Pictures:
     """The pictures of a folder in the order of their names, with the captions in `<picture>.txt` or `.caption` beside them.
 
     With `resolution`, each is scaled and cropped as `fitted` does; without, one of more than LARGEST x LARGEST pixels is scaled
-    down. Hidden files are passed over; what is no picture, or cannot be read, is left out and named. Raises SeqLoRAError where
-    no picture is left, or a caption is no text.
+    down. Hidden files are passed over; what is no picture, or cannot be read, is left out and named. `chosen`: only these, in
+    this order: file -> its caption, or None for the one beside it. Raises SeqLoRAError where no picture is left, one that was
+    chosen is not there, or a caption is no text.
     """
-    folder = Path(folder)
+    files, left_out = contents(Path(folder), chosen)
+    found, prints = [], []
+    for file, beside in files.items():
+        try:
+            picture = read_picture(file, resolution)
+        except SeqLoRAError as error:
+            left_out[_shown(file)] = str(error)
+            continue
+        own = chosen[_shown(file)] if chosen else None
+        found.append(replace(picture, caption=caption_beside(beside) if own is None else clean_text(own)))
+        prints.append(fingerprint(to_pil(picture.image)))
+    if not found:
+        why = f" ({next(iter(left_out.values()))})" if left_out else ""
+        raise SeqLoRAError(f"There are no pictures in {folder}{why}", "put .png, .jpg or .webp files there")
+    for number, twin in enumerate(twins_among(prints)):
+        if twin:
+            remark = f"{twin[0]} {found[twin[1]].file}"
+            found[number] = replace(found[number], remarks=(*found[number].remarks, remark))
+    return Pictures(found, left_out)
+
+
+def contents(folder: Path, chosen: Mapping[str, str | None] | None = None) -> Contents:
+    """The picture files of a folder, or those that were chosen. Raises SeqLoRAError as `read_folder` does."""
     try:
         files = sorted(_visible(folder), key=_natural) if folder.is_dir() else []
     except OSError as error:
         raise SeqLoRAError(f"{folder} cannot be read ({error.strerror})", "check its permissions") from error
     texts = [file for file in files if file.suffix.lower() in CAPTIONS]
     beside = _by_name(texts)
-    found, left_out, used = [], {}, []
+    found: dict[Path, Path | None] = {}
+    left_out = {}
     for file in files:
-        if file.suffix.lower() in CAPTIONS:
-            continue
-        if file.suffix.lower() not in SUFFIXES:
+        if file.suffix.lower() in SUFFIXES:
+            found[file] = beside.get(file.stem) or beside.get(_same(file.stem))
+        elif file not in texts:
             left_out[_shown(file)] = "no picture of a kind that is read; save it as PNG or JPEG"
-            continue
-        caption_file = beside.get(file.stem) or beside.get(_same(file.stem))
-        used.append(caption_file)
-        try:
-            picture = read_picture(file, resolution)
-        except SeqLoRAError as error:
-            left_out[_shown(file)] = str(error)
-            continue
-        found.append(replace(picture, caption=_caption(caption_file) if caption_file else ""))
+    used = list(found.values())
     for file in texts:
         if file not in used:
             other = next((one for one in used if one and _same(one.stem) == _same(file.stem)), None)
             left_out[_shown(file)] = f"{_shown(other)} is used" if other else "no picture of that name"
-    if not found:
-        why = f" ({next(iter(left_out.values()))})" if left_out else ""
-        raise SeqLoRAError(f"There are no pictures in {folder}{why}", "put .png, .jpg or .webp files there")
-    return Pictures(_named_duplicates(found), left_out)
+    if chosen is None:
+        return Contents(found, left_out)
+    named = {_shown(file): file for file in found}
+    missing = [name for name in chosen if name not in named]
+    if missing:
+        raise SeqLoRAError(f"There is no picture '{missing[0]}' in {folder}", "put the file back, or take it off the list")
+    return Contents({named[name]: found[named[name]] for name in chosen}, {})
 
 
 def read_picture(file: Path, resolution: int | None = None) -> Picture:
@@ -231,37 +258,12 @@ def _by_name(texts: Sequence[Path]) -> dict[str, Path]:
     return {_same(file.stem): file for file in ordered} | {file.stem: file for file in ordered}
 
 
-def _caption(file: Path) -> str:
+def caption_beside(file: Path | None) -> str:
+    """What a caption file says; "" where there is none. Raises SeqLoRAError for one that is no text."""
+    if file is None:
+        return ""
     try:
         with open(file, "rb") as opened:
             return clean_text(decode_text(opened.read(MAX_CAPTION), str(file)))
     except OSError as error:
         raise SeqLoRAError(f"{file} cannot be read ({error.strerror})", "check its permissions") from error
-
-
-def _named_duplicates(pictures: Sequence[Picture]) -> list[Picture]:
-    """With a remark on each picture that is, or nearly is, one before it."""
-    marked: list[Picture] = []
-    prints: list[tuple[int, np.ndarray]] = []
-    for picture in pictures:
-        bits, colours = _fingerprint(picture.image)
-        near = [i for i, (other, _) in enumerate(prints) if (bits ^ other).bit_count() <= ALIKE]
-        near = [i for i in near if np.abs(colours - prints[i][1]).max() <= COLOURS]
-        if near:
-            other = marked[min(near, key=lambda i: (bits ^ prints[i][0]).bit_count())]
-            same = picture.image.shape == other.image.shape and torch.equal(picture.image, other.image)
-            picture = replace(
-                picture, remarks=(*picture.remarks, f"the same as {other.file}" if same else f"much like {other.file}")
-            )
-        marked.append(picture)
-        prints.append((bits, colours))
-    return marked
-
-
-def _fingerprint(image: Tensor) -> tuple[int, np.ndarray]:
-    """64 bits: whether brightness rises from one cell of an 8 x 9 grid to the next (a difference hash); and the cells' colours
-    in 0..1, without which whatever lies in one place on a plain ground would be alike."""
-    small = to_pil(image).resize((9, 8), Image.Resampling.BOX)
-    grid = np.asarray(small.convert("L")).astype(np.int16)
-    bits = int("".join("1" if rises else "0" for rises in (grid[:, 1:] > grid[:, :-1] + 1).flat), 2)
-    return bits, np.asarray(small).astype(np.float32) / 255

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -31,9 +32,9 @@ def folder(server: HostServer, tmp_path: Path) -> Path:
     return place
 
 
-def loading(folder: str, resolution: int = 0) -> dict[str, dict]:
+def loading(folder: str, resolution: int = 0, **more: str) -> dict[str, dict]:
     shown = {f"shown {i}": {"class_type": "PreviewAny", "inputs": {"source": ["load", i]}} for i in (1, 3)}
-    load = {"class_type": "SeqLoRA_LoadPictures", "inputs": {"folder": folder, "resolution": resolution}}
+    load = {"class_type": "SeqLoRA_LoadPictures", "inputs": {"folder": folder, "resolution": resolution, **more}}
     images = {"class_type": "SaveImage", "inputs": {"images": ["load", 0], "filename_prefix": f"{folder} seen"}}
     return {"load": load, "images": images} | shown
 
@@ -52,6 +53,17 @@ def test_a_changed_folder_is_read_again(server: HostServer, folder: Path):
     server.run(loading(folder.name))
     (folder / "2.txt").write_text("another")
     assert server.run(loading(folder.name))["shown 1"]["text"] == ["a red thing", "", "another", ""]
+
+
+def test_only_what_was_chosen_is_read_and_the_editor_is_told_the_same(server: HostServer, folder: Path):
+    outputs = server.run(loading(folder.name, 64, pictures="2.png | a blue thing\n0.png\nalpha.png |"))
+    assert outputs["shown 1"]["text"] == ["a blue thing", "a red thing", ""]
+    told = server.get(f"/seqlora/pictures?folder={folder.name}&resolution=64")
+    assert [(one["file"], one["becomes"]) for one in told["pictures"]][1] == ("1.png", [72, 56])
+    for wrong in ("folder=..", "folder=/etc", f"folder={folder.name}&resolution=x", f"folder={folder.name}&resolution=99999"):
+        with pytest.raises(HTTPError) as refused:
+            server.get(f"/seqlora/pictures?{wrong}")
+        assert refused.value.code == 400
 
 
 @pytest.mark.parametrize("name", ["nowhere", "..", "../output", "/etc", ""])

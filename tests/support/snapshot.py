@@ -12,5 +12,5 @@ def snapshot_of(object_info: dict[str, Any]) -> dict[str, Any]:
     """Node id -> what the editor is told of it, without what depends on the machine."""
     nodes = {name: info for name, info in object_info.items() if name.startswith("SeqLoRA_")}
     nodes["SeqLoRA_LoadLibrary"]["input"]["required"]["name"][1]["options"] = []
-    nodes["SeqLoRA_LoadPictures"]["input"]["required"]["folder"][1]["options"] = []
+    nodes["SeqLoRA_LoadPictures"]["input"]["required"]["folder"][1]["options"] = [""]
     return nodes

@@ -10,6 +10,7 @@ import asyncio
 import copy
 import io
 import json
+import tempfile
 import threading
 import uuid
 import zlib
@@ -21,6 +22,7 @@ import comfyui_frontend_package
 from aiohttp import WSMsgType, web
 from PIL import Image
 
+from seqlora.io.picture_list import survey
 from tests.support.snapshot import SNAPSHOT
 
 PACK = Path(__file__).resolve().parents[2]
@@ -70,6 +72,8 @@ class StubServer:
         self.pictures: dict[str, bytes] = {}  # by file name, for /view; any other name gets a plain colour of its own
         self.files: dict[str, str] = {}  # the user's files, workflows among them
         self.asked: list[tuple[str, Any]] = []  # (path, body) of every POST
+        self._input = tempfile.TemporaryDirectory(prefix="seqlora-stub-")
+        self.input_dir = Path(self._input.name)
 
     # --- what tests do ----------------------------------------------------------------------------------------------
 
@@ -127,6 +131,8 @@ class StubServer:
         api.get("/userdata/{file}")(self._read_file)
         api.post("/userdata/{file}")(self._write_file)
         api.post("/interrupt")(self._interrupt)
+        api.post("/upload/image")(self._upload)
+        api.get("/seqlora/pictures")(self._pictures)
         api.get("/seqlora/training")(self._trainings)
         api.post("/seqlora/train/{node}/keep")(self._keep)
         api.get("/seqlora/libraries")(self._libraries)
@@ -155,7 +161,7 @@ class StubServer:
     @web.middleware
     async def _note(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if request.method == "POST":
-            body = await request.text()
+            body = await request.text() if request.content_type != "multipart/form-data" else ""
             self.asked.append((unquote(request.path).removeprefix("/api"), json.loads(body) if body.startswith("{") else body))
         return await handler(request)
 
@@ -221,6 +227,21 @@ class StubServer:
 
     async def _interrupt(self, request: web.Request) -> web.Response:
         return web.Response()
+
+    async def _upload(self, request: web.Request) -> web.Response:
+        """As the host does: a name that is taken by another file gets a number."""
+        form = await request.post()
+        folder = self.input_dir / form["subfolder"]
+        folder.mkdir(exist_ok=True)
+        data, name, number = form["image"].file.read(), Path(form["image"].filename), 1
+        at = folder / name
+        while at.exists() and at.read_bytes() != data:
+            at, number = folder / f"{name.stem} ({number}){name.suffix}", number + 1
+        at.write_bytes(data)
+        return web.json_response({"name": at.name, "subfolder": form["subfolder"], "type": form["type"]})
+
+    async def _pictures(self, request: web.Request) -> web.Response:
+        return web.json_response(survey(self.input_dir / request.query["folder"], int(request.query["resolution"]) or None))
 
     async def _trainings(self, request: web.Request) -> web.Response:
         return web.json_response({"trainings": list(self.trainings.values())})
