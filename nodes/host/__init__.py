@@ -17,7 +17,7 @@ from .folders import (
     preview_folder,
     register_folder,
 )
-from .gradients import checkpointed, clone_norm_inputs, replace_inference_tensors, transformer_blocks, without_inference_mode
+from .gradients import without_inference_mode
 from .model import HostModel, fingerprint, has_accelerator, training_model
 from .progress import Interrupted, add_routes, run_with_progress, say, send
 
@@ -28,16 +28,13 @@ __all__ = [
     "Interrupted",
     "add_routes",
     "apply_adapter",
-    "checkpointed",
     "fingerprint",
     "has_accelerator",
     "hidden_libraries",
     "library_names",
     "library_path",
     "next_lora_path",
-    "clone_norm_inputs",
     "without_inference_mode",
-    "replace_inference_tensors",
     "preview_folder",
     "register_folder",
     "run_with_progress",
@@ -46,5 +43,4 @@ __all__ = [
     "say",
     "send",
     "training_model",
-    "transformer_blocks",
 ]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...seqlora.diffusion.denoiser import flow_weight, from_table, logit_normal, min_snr_weight
 from ...seqlora.errors import SeqLoRAError
-from .gradients import _plain_attention, replace_inference_tensors
+from .gradients import OrdinaryWeights, _plain_attention
 
 
 @dataclass(eq=False)
@@ -37,6 +37,10 @@ class HostDenoiser:
 
     def __init__(self, patcher: Any):
         self.patcher, self.model, self.loaded = patcher, patcher.model, False
+        self.writes_in_place = False
+        self.weights = OrdinaryWeights()
+        # A model that is told where its step ends is told so once for a batch.
+        self.one_by_one = bool(self.model.model_config.unet_config.get("meanflow"))
         self.device: torch.device = patcher.load_device
         self.sampling = patcher.get_model_object("model_sampling")
         inference = patcher.object_patches.get("manual_cast_dtype", None) or self.model.get_dtype_inference()
@@ -65,15 +69,23 @@ class HostDenoiser:
             self.load()
         inputs = [self.inputs_for(caption, x) for caption in cond]
         first = inputs[0]
-        if all(one.keys() == first.keys() and all(first[key].can_concat(one[key]) for key in first) for one in inputs[1:]):
+        if not self.one_by_one and all(
+            one.keys() == first.keys() and all(first[key].can_concat(one[key]) for key in first) for one in inputs[1:]
+        ):
             return self.predict(x, sigma, inputs)
         singles = [self.predict(x[i : i + 1], sigma[i : i + 1], [one]) for i, one in enumerate(inputs)]
         return torch.cat(singles)
 
     def predict(self, x: Tensor, sigma: Tensor, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
         joined = {key: value.concat([one[key] for one in inputs[1:]]) for key, value in inputs[0].items()}
-        # Not the user's attention: some kernels have no backward, and fail silently.
-        options = {"optimized_attention_override": _plain_attention, "cond_or_uncond": [0], "sigmas": sigma}
+        # Not the user's attention: some kernels have no backward, and fail silently. The steps are for models that learn where
+        # one ends: at a step of no length these predict what any flow model does.
+        options = {
+            "optimized_attention_override": _plain_attention,
+            "cond_or_uncond": [0],
+            "sigmas": sigma,
+            "sample_sigmas": sigma[:1].repeat(2),
+        }
         return self.model.apply_model(x, sigma, **joined, transformer_options=options)
 
     @torch.no_grad()
@@ -106,5 +118,10 @@ class HostDenoiser:
         if getattr(self.model, "model_lowvram", False):
             raise SeqLoRAError("The model does not fit into this device's memory as a whole", "use a smaller or quantised one")
         self.patcher.pre_run()
-        replace_inference_tensors(self.model)
+        self.weights.lend(self.model)
         self.loaded = True
+
+    def rest(self) -> None:
+        """Before anything else wants memory: the host may then move the model, which `load` brings back."""
+        self.weights.give_back()
+        self.loaded = False

@@ -2,38 +2,78 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import comfy.ldm.modules.attention
-import comfy.lora
-import comfy.model_base
-import comfy.model_management
-import comfy.model_sampling
-import comfy.sample
-import comfy.sampler_helpers
-import comfy.samplers
-import comfy.utils
-import comfy.weight_adapter
+import comfy.quant_ops
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
-def replace_inference_tensors(module: nn.Module) -> None:
-    """Replaces inference tensors among the parameters and buffers by equal ordinary ones, one at a time.
+class OrdinaryWeights:
+    """Lends a model ordinary tensors in place of its inference tensors, through which nothing can be differentiated.
 
-    Must run outside of inference mode. Modules keep their identity and every value its bits, so nothing needs undoing; the
-    alternative, a deep copy, would read the checkpoint anew and take twice the memory.
+    Both share their memory, so nothing is copied and every value keeps its bits. Afterwards the originals go back: the host
+    detaches and moves them inside inference mode, which quantised ones that were made outside of it do not survive.
     """
-    for part in module.modules():
-        for name, weight in list(part._parameters.items()):
-            if weight is not None and weight.is_inference():
-                part._parameters[name] = nn.Parameter(weight.detach().clone(), requires_grad=False)
-        for name, buffer in list(part._buffers.items()):
-            if buffer is not None and buffer.is_inference():
-                part._buffers[name] = buffer.clone()
+
+    def __init__(self) -> None:
+        self._lent: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []  # of a module's tensors by name: before and now
+
+    def lend(self, module: nn.Module) -> None:
+        """Must run outside of inference mode; again whenever the host may have moved the model."""
+        for part in module.modules():
+            for name, weight in list(part._parameters.items()):
+                if weight is not None and weight.is_inference():
+                    self._swap(part._parameters, name, nn.Parameter(ordinary(weight.data), requires_grad=False))
+            for name, buffer in list(part._buffers.items()):
+                if buffer is not None and buffer.is_inference():
+                    self._swap(part._buffers, name, ordinary(buffer))
+
+    def _swap(self, tensors: dict[str, Any], name: str, now: Tensor) -> None:
+        self._lent.append((tensors, name, tensors[name], now))
+        tensors[name] = now
+
+    def give_back(self) -> None:
+        """What the host has put elsewhere meanwhile stays as it put it."""
+        for tensors, name, before, now in self._lent:
+            if tensors[name] is now and now.device == before.device:
+                tensors[name] = before
+        self._lent.clear()
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """The same values in the same memory as an ordinary tensor; a copy where its kind is not known."""
+    if type(tensor) is Tensor:
+        with torch.no_grad():
+            empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            return empty.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    if isinstance(tensor, comfy.quant_ops.QuantizedTensor):
+        names, context = tensor.__tensor_flatten__()
+        parts = {name: ordinary(getattr(tensor, name)) for name in names}
+        return type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
+    return tensor.detach().clone()
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """While open, operations that the host fuses for speed are made of PyTorch's own: the fused ones have no gradient."""
+    kitchen = getattr(comfy.quant_ops, "ck", None)
+    plain = getattr(getattr(kitchen, "backends", None), "eager", None)
+    fused = re.compile(r"(apply_rope|rms_rope|adaln|rms_adaln)")
+    names = [name for name in getattr(plain, "__all__", ()) if fused.match(name) and hasattr(kitchen, name)]
+    before = {name: getattr(kitchen, name) for name in names}
+    for name in names:
+        setattr(kitchen, name, getattr(plain, name))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(kitchen, name, function)
 
 
 def without_inference_mode(value: Any) -> Any:
@@ -47,24 +87,12 @@ def without_inference_mode(value: Any) -> Any:
     return value
 
 
-def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """The outermost members of module lists that are run as a whole; a UNet's are inside its levels."""
-    found: list[nn.Module] = []
-
-    def search(module: nn.Module, in_list: bool) -> None:
-        if in_list and not isinstance(module, (nn.Sequential, nn.ModuleList)) and next(module.children(), None) is not None:
-            found.append(module)
-            return
-        for child in module.children():
-            search(child, isinstance(module, nn.ModuleList))
-
-    search(model, False)
-    return found
-
-
 @contextmanager
 def clone_norm_inputs(model: nn.Module) -> Iterator[None]:
-    """While open, norms work on copies. Some models (Flux) write into the stream that a norm has kept for its backward."""
+    """While open, norms work on copies. Some models (Flux) write into the stream that a norm has kept for its backward.
+
+    That is the common case, and this is far cheaper than to watch every operation, see `differentiable`.
+    """
 
     def copied(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if args and isinstance(args[0], Tensor) and args[0].requires_grad and torch.is_grad_enabled():

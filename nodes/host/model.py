@@ -31,11 +31,11 @@ from ...seqlora.diffusion.fingerprint import some_values, weights_hash
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.families import family_of
 from ...seqlora.lora.layouts import layout_from_native
-from ...seqlora.lora.targets import choose_layers, layer_shapes
+from ...seqlora.lora.targets import TARGETS, choose_layers, layer_shapes, linear_layers, repeated_blocks
 from ...seqlora.training.captions import GENERIC_CAPTIONS
 from .demo_model import DemoConfig
 from .denoiser import Caption, HostDenoiser
-from .gradients import checkpointed, clone_norm_inputs, transformer_blocks, without_inference_mode
+from .gradients import checkpointed, clone_norm_inputs, plain_operations, without_inference_mode
 
 DRAWING_STEPS = 12  # of a preview
 
@@ -63,9 +63,11 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
         patcher = _own_patcher(model)
         undo.callback(_let_go, patcher)
         taught = HostModel(patcher, model, clip, vae)
+        undo.callback(taught.denoiser.rest)
+        undo.enter_context(plain_operations())
         undo.enter_context(clone_norm_inputs(patcher.model.diffusion_model))
         if gradient_checkpointing:
-            undo.enter_context(checkpointed(transformer_blocks(patcher.model.diffusion_model)))
+            undo.enter_context(checkpointed(blocks_with(taught.layers(TARGETS[-1]), patcher.model.diffusion_model)))
         try:
             yield taught
         except Exception as error:
@@ -77,6 +79,13 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
             if not gradient_checkpointing:
                 told = told.also("set gradient_checkpointing to on in SeqLoRA Training Options, which needs much less")
             raise told from error
+
+
+def blocks_with(layers: Mapping[str, nn.Module], model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks that hold one of these layers. Others would hand on, in containers of any kind, what looks as if it
+    needed a gradient."""
+    wanted = {id(layer) for layer in layers.values()}
+    return [block for block in repeated_blocks(model) if any(id(part) in wanted for part in block.modules())]
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -136,7 +145,11 @@ class HostModel:
     def layers(self, targets: str) -> dict[str, nn.Module]:
         return choose_layers(self.patcher.model.diffusion_model, targets)
 
+    def linear_layers(self) -> dict[str, nn.Module]:
+        return linear_layers(self.patcher.model.diffusion_model)
+
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        self.denoiser.rest()
         base, latents = self.patcher.model, []
         for picture in pictures:
             with torch.inference_mode():
@@ -152,6 +165,7 @@ class HostModel:
         return latents
 
     def encode_captions(self, captions: Sequence[str]) -> list[Caption]:
+        self.denoiser.rest()
         known: dict[str, Caption] = {}
         for text in dict.fromkeys(captions):
             with torch.inference_mode():
@@ -168,13 +182,13 @@ class HostModel:
         with torch.no_grad():
             *positive, negative = [self._conditioning(text) for text in (*prompts, "")]
             self.denoiser.load()  # encoding may have pushed it out; and the host's sampler is content with a part of it
-            self.denoiser.loaded = False  # as far as we know: sampling and decoding want memory too
             method, schedule = "euler", "simple" if self.denoiser.flow else "normal"
             how = (DRAWING_STEPS, self._guidance(), method, schedule)
             for cond in positive:
                 drawn.append(
                     comfy.sample.sample(self.patcher, noise, *how, cond, negative, latent, disable_pbar=True, seed=seed)
                 )
+            self.denoiser.rest()
             with torch.inference_mode():
                 pictures = [self.vae.decode(samples) for samples in drawn]
         return [picture.reshape(-1, *picture.shape[-3:])[0].float().cpu().clone() for picture in pictures]

@@ -18,6 +18,8 @@ Predict = Callable[[Tensor, Tensor, Sequence[Any]], Tensor]  # scaled noisy late
 class FlowDenoiser:
     """A model that predicts the velocity noise - x0 (SD3, Flux, the demo model)."""
 
+    writes_in_place = False
+
     def __init__(self, predict: Predict, device: torch.device, dtype: torch.dtype = torch.float32, shift: float = 1.0):
         self.predict, self.device, self.dtype, self.shift = predict, device, dtype, shift
 
@@ -40,6 +42,8 @@ class FlowDenoiser:
 
 class DiscreteDenoiser:
     """A model of a DDPM schedule that predicts eps or v (SD1.5, SD2, SDXL); x = x0 + sigma * noise outside of it."""
+
+    writes_in_place = False
 
     def __init__(self, predict: Predict, alphas_cumprod: Tensor, v_prediction: bool, device: torch.device, dtype: torch.dtype):
         self.predict, self.v_prediction, self.device, self.dtype = predict, v_prediction, device, dtype

@@ -15,7 +15,7 @@ from ..errors import SeqLoRAError
 from ..families import family_of
 from ..lora.attach import Stack, attached
 from ..lora.layouts import PREFIX, TRANSFORMER, diffusers_unet_names, native_to_diffusers
-from ..lora.targets import choose_layers, layer_shapes
+from ..lora.targets import choose_layers, layer_shapes, linear_layers
 from ..lora.types import LoRAPair
 from ..training.captions import GENERIC_CAPTIONS
 
@@ -38,12 +38,17 @@ class HeadlessModel:
         return family_of(self.layout, layer_shapes(self.layers("attention")))
 
     def layers(self, targets: str) -> dict[str, nn.Module]:
-        """By their names in a library: native for a UNet, `transformer.<module path>` for a transformer (see lora/layouts)."""
-        chosen = choose_layers(self.network, targets, prefix="")
+        return self._named(choose_layers(self.network, targets, prefix=""))
+
+    def linear_layers(self) -> dict[str, nn.Module]:
+        return self._named(linear_layers(self.network, prefix=""))
+
+    def _named(self, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """By their names in a library: native for a UNet, `transformer.<module path>` for a transformer (see layouts.py)."""
         if self.layout["family"] != "unet":
-            return {TRANSFORMER + path: module for path, module in chosen.items()}
+            return {TRANSFORMER + path: module for path, module in layers.items()}
         native = diffusers_unet_names(self.network.config)  # type: ignore[arg-type]
-        return {PREFIX + native[path]: module for path, module in chosen.items()}
+        return {PREFIX + native[path]: module for path, module in layers.items() if path in native}
 
     @contextmanager
     def using(self, composed: Mapping[str, LoRAPair]) -> Iterator[None]:

@@ -19,6 +19,7 @@ class Denoiser(Protocol):
 
     device: torch.device
     dtype: torch.dtype  # in which adapters compute: float32 or bfloat16
+    writes_in_place: bool  # into what a backward needs; False until `trace_layers` finds that it does
 
     def sample_sigmas(self, n: int, generator: torch.Generator) -> Tensor:
         """n training noise levels, (n,) on the CPU."""

@@ -26,7 +26,13 @@ class Model(Protocol):
         """A key of `families.FAMILIES`: what suits it where nobody chose."""
         ...
 
-    def layers(self, targets: str) -> dict[str, nn.Module]: ...
+    def layers(self, targets: str) -> dict[str, nn.Module]:
+        """Those that can be taught, by their names in a library."""
+        ...
+
+    def linear_layers(self) -> dict[str, nn.Module]:
+        """All linear layers that a library could name."""
+        ...
 
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         """Pictures (h, w, 3) in 0..1 -> latents (c, h', w') as the denoiser sees them."""

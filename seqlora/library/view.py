@@ -177,17 +177,19 @@ class LibraryView:
         return compose([(self.load(name), strength * own) for name, own in selection.items()])
 
     def check_base(self, layers: Mapping[str, Sequence[int]]) -> None:
-        """Raises SeqLoRAError naming the first layer in which a model differs from this library's."""
+        """Raises SeqLoRAError naming the first of this library's layers that a model lacks or has in another size.
+
+        `layers` are all linear layers of the model. It may have more: which ones are taught is the library's to say.
+        """
         if self.base is None:
             return
-        for name in dict.fromkeys([*self.layers, *layers]):
-            ours, theirs = self.layers.get(name), layers.get(name)
-            if ours is None or theirs is None or list(ours) != list(theirs):
+        for name, ours in self.layers.items():
+            theirs = layers.get(name)
+            if theirs is None or list(ours) != list(theirs):
                 found = f"is {theirs[0]} x {theirs[1]}" if theirs else "is missing"
-                wanted = f"{ours[0]} x {ours[1]}" if ours else "no such layer"
                 raise SeqLoRAError(
                     f"Library '{self.path.name}' belongs to another model ({self.base.family}): "
-                    f"layer {name} {found} here, {wanted} there",
+                    f"layer {name} {found} here, {ours[0]} x {ours[1]} there",
                     "choose another library or model",
                 )
 

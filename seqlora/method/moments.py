@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SeqLoRAError
+from ..lora.targets import layer_shapes
 
 EXACT_WIDTH = 320
 SKETCH_RANK = 64
@@ -152,6 +153,8 @@ class _Averages:
         """On the CPU in fp32. Raises SeqLoRAError naming a layer whose rows are no numbers."""
         averages = {}
         for name, total in self._sums.items():
+            if not self.rows[name]:
+                continue
             if not total.diagonal.isfinite().all():
                 raise SeqLoRAError(f"Layer {name} sees values that are not numbers", "load the model in bfloat16 or float32")
             average = total * (1 / self.rows[name])
@@ -168,7 +171,7 @@ class Recorder:
         self.recording_gradients = False
         self._seen, self._felt = _Averages(), _Averages()
         self._energy: dict[str, Tensor] = {}
-        self._live: dict[int, tuple[weakref.ref, str]] = {}
+        self._live: dict[int, tuple[weakref.ref, int, str]] = {}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -209,16 +212,32 @@ class Recorder:
 
     def _input_name(self, name: str, x: Tensor) -> str:
         if name not in self.input_of:
+            # A stream that blocks write into is one tensor with another content each time: its version tells.
+            version = 0 if x.is_inference() else x._version
             seen = self._live.get(id(x))
-            shared = seen is not None and seen[0]() is x
-            self.input_of[name] = seen[1] if shared and seen else name
-            if not shared:
-                self._live[id(x)] = (weakref.ref(x), name)
+            if seen is not None and seen[0]() is x and seen[1] == version:
+                self.input_of[name] = seen[2]
+            else:
+                self.input_of[name] = name
+                self._live[id(x)] = (weakref.ref(x), version, name)
         return self.input_of[name]
 
     def moments(self) -> Moments:
-        """Averages over all rows seen and felt. Raises SeqLoRAError naming a layer that saw what is no number."""
-        seen = self._seen.moments()
-        rows = {layer: self._seen.rows[key] for layer, key in self.input_of.items()}
-        energy = {name: float(total) / rows[name] for name, total in self._energy.items()}
-        return Moments(seen, dict(self.input_of), energy, self._felt.moments())
+        """Averages over all rows seen and felt. Raises SeqLoRAError naming a layer that saw what is no number.
+
+        A layer that did not run, or of which the output felt nothing, such as an expert that no token was sent to, has zeros.
+        """
+        seen, felt = self._seen.moments(), self._felt.moments()
+        shapes = layer_shapes(self.layers)
+        input_of = {name: name for name in shapes} | self.input_of
+        seen |= {name: _nothing(shapes[name][1]) for name in input_of.values() if name not in seen}
+        if felt:
+            felt |= {name: _nothing(m) for name, (m, _) in shapes.items() if name not in felt}
+        rows = {name: max(1, self._seen.rows.get(key, 0)) for name, key in input_of.items()}
+        energy = {name: float(self._energy.get(name, 0.0)) / rows[name] for name in input_of}
+        return Moments(seen, input_of, energy, felt)
+
+
+def _nothing(width: int) -> Moment:
+    omega = test_matrix(width)
+    return Moment(torch.zeros(width, width if omega is None else omega.shape[1]), torch.zeros(width))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..diffusion.batches import Batch, Batches
 from ..diffusion.denoiser import Denoiser, expand
+from ..diffusion.gradients import differentiable
 from ..diffusion.sampling import euler_trajectory
 from ..method.moments import Moments, Recorder
 from .progress import Phase, Progress
@@ -69,7 +70,7 @@ def _probe_output(
 ) -> None:
     """Sends unit noise back from the weighted prediction; one picture at a time needs no more memory than training."""
     recorder.recording_gradients = True
-    with torch.enable_grad():
+    with differentiable(denoiser):
         predicted = denoiser(x, sigma, cond)
         probe = torch.randn(x.shape, generator=generator).to(predicted)
         (predicted * probe * expand(denoiser.loss_weight(sigma).sqrt(), x)).sum().backward()

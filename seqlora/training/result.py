@@ -31,6 +31,7 @@ class TrainingReport:
     ended_early_at: int | None = None  # step
     note: str = ""  # sentences for the user
     resumed_at: int | None = None  # step
+    layers_left_out: int | None = None  # that do not run on such inputs or reach no output
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -33,6 +33,7 @@ from .progress import Phase, Progress, TrainingSteps, run_to_end
 from .request import TrainingRequest, check_request, data_hash, fit_pictures, prepare_captions
 from .result import TrainingReport, TrainResult, thinned
 from .start import Surroundings
+from .trace import layers_of, trace_layers
 from .trainer import ConceptTrainer
 
 logger = logging.getLogger("seqlora")
@@ -54,6 +55,7 @@ class Job:
     layers: Mapping[str, nn.Module]
     checkpoint: Checkpoint
     resized: str = ""  # what was done to the pictures, for the user
+    left_out: int = 0  # layers that never run on such inputs or reach no output
 
     @property
     def library(self) -> Library:
@@ -86,8 +88,7 @@ def train_steps(
     """
     request, resized = fit_pictures(check_request(request), FAMILIES.get(model.family, FAMILIES[OTHER]).resolution)
     automatic, settings = settings.automatic, settings.resolved(model.family)
-    layers = model.layers(library.targets)
-    library.check_base({name: list(shape) for name, shape in layer_shapes(layers).items()})
+    layers_of(library, model)  # a library of another model is refused before any waiting
     data = data_hash(request)
     parts = request_parts(data, request, settings, model)
     asked = (data, request.trigger, request.class_word, legacy_names(settings))
@@ -102,6 +103,7 @@ def train_steps(
         folder = library.path / FOLDER
         begun = older if (folder / f"{older}.safetensors").exists() else request_id
         checkpoint = Checkpoint(folder / f"{begun}.safetensors", minutes=checkpoint_minutes)
+        layers = layers_of(library, model)
         job = Job(writer, replaces, request, request_id, parts, settings, automatic, model, layers, checkpoint, resized)
         checkpoint.binding = binding_of(job, begun)
         for record in library.concepts:
@@ -109,7 +111,6 @@ def train_steps(
                 checkpoint.remove()  # left by a process that died right after it had filed the concept
                 return TrainResult.again(library, record)
         _check_name(job)
-        library.check_base(job.shapes)
         return (yield from _train(job))
 
 
@@ -190,7 +191,7 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
     doing = f"goes on from step {resumed_at}" if state else f"starts, {steps} steps on {len(job.request.pictures)} pictures"
     logger.info("the training of '%s' into library '%s' %s", job.request.name, job.library.path.name, doing)
     try:
-        trainer, prior = yield from _trainer_of(job)
+        job, trainer, prior = yield from _trainer_of(job)
         if state:
             trainer.load_state_dict(state)
         else:
@@ -211,8 +212,8 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
         raise
 
 
-def _trainer_of(job: Job) -> TrainingSteps[tuple[ConceptTrainer, Moments | None]]:
-    """Encodes pictures and captions, reads what is beside the concept, measures the prior where the library has none."""
+def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | None]]:
+    """Encodes the lesson, finds the layers that take part, reads what is beside it, measures a prior that is missing."""
     library, model, settings = job.library, job.model, job.settings
     needs_prior = settings.interference_weight > 0 or settings.basis_init == "contrastive"
     prior = library.prior()
@@ -222,6 +223,10 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[ConceptTrainer, Moments | None]
             yield Progress(Phase.MEASURING, 0, 1, note=remark)
         examples = Examples(model.encode_pictures(job.request.pictures), conditionings)
         check_latents(examples.latents)
+        taking_part = trace_layers(model.denoiser, job.layers, examples)
+        if library.base is None:  # else the library has said so already
+            left_out = len(job.layers) - len(taking_part)
+            job = replace(job, layers={name: job.layers[name] for name in taking_part}, left_out=left_out)
         if prior is None and needs_prior:
             prior = yield from measured_prior(library, model, job.layers, examples.latents[0].shape)
             logger.info(
@@ -230,7 +235,7 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[ConceptTrainer, Moments | None]
     earlier = [job.others.load(name) for name in job.others.names]
     moments = job.others.moments_sum() if needs_prior else None
     beside = Surroundings(earlier, prior if needs_prior else None, moments, library.capacity)
-    return ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside), prior
+    return job, ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside), prior
 
 
 def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note: str, resumed_at: int | None) -> TrainingReport:
@@ -247,6 +252,7 @@ def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note:
         captured_energy=metrics.captured_energy(concept.pairs, concept.moments),
         change_norm=metrics.change_norm(concept.pairs),
         full_layers=len(concept.full_layers),
+        layers_left_out=job.left_out or None,
         precision=str(job.model.denoiser.dtype).removeprefix("torch."),
         model_family=job.model.family if job.automatic else None,
         chosen_automatically=list(job.automatic),
@@ -279,9 +285,8 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: Trai
     with suppress(OSError):
         prior_file(library).unlink()
     job.checkpoint.remove()
-    logger.info(
-        "'%s' is in library '%s' after %d steps, %.0f s", request.name, library.path.name, concept.steps, report.seconds
-    )
+    told = (request.name, library.path.name, concept.steps, report.seconds)
+    logger.info("'%s' is in library '%s' after %d steps, %.0f s", *told)
     return TrainResult(library, library.find(request.name), concept.losses, report)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..diffusion.batches import Batch, Batches, Examples, denoising_loss
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.gradients import differentiable
 from ..errors import SeqLoRAError
 from ..families import OTHER
 from ..lora.attach import ActiveConcepts, attached
@@ -173,7 +174,7 @@ class ConceptTrainer:
         return loss
 
     def _backward(self, batch: Batch) -> Tensor:
-        with torch.enable_grad():
+        with differentiable(self.denoiser):
             loss = denoising_loss(self.denoiser, batch)
             if not loss.requires_grad:
                 raise SeqLoRAError("This model runs without gradients here, so it cannot be taught", "load it in another way")

@@ -112,11 +112,11 @@ class Interrupt(BaseException):
 
 
 class Interrupted(SmallDenoiser):
-    """Raises at one of the passes that are differentiated."""
+    """Raises at one of the training's passes."""
 
     def __init__(self, at, error):
         super().__init__()
-        self.passes, self.at, self.error = 0, at, error
+        self.passes, self.at, self.error = -1, at, error  # the first that is differentiated is the trace's
 
     def __call__(self, x, sigma, cond):
         self.passes += torch.is_grad_enabled()

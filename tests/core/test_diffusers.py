@@ -26,7 +26,7 @@ from seqlora.diffusion.sampling import euler  # noqa: E402
 from seqlora.errors import SeqLoRAError  # noqa: E402
 from seqlora.library.store import Library  # noqa: E402
 from seqlora.lora.layouts import PREFIX  # noqa: E402
-from seqlora.lora.targets import choose_layers  # noqa: E402
+from seqlora.lora.targets import TARGETS, choose_layers  # noqa: E402
 from seqlora.lora.types import LoRAPair  # noqa: E402
 from seqlora.method.metrics import basis_error  # noqa: E402
 from seqlora.settings import Settings  # noqa: E402
@@ -201,9 +201,11 @@ def library(model: PipelineModel, tmp_path_factory: pytest.TempPathFactory) -> L
 def test_concepts_are_taught_and_drawn(model, library, kind):
     assert library.base.layout == model.layout
     first, second = (library.load(name) for name in library.names)
-    # What the last SD3 block makes of the text goes nowhere, so its query learns nothing.
-    idle = {name for name, pair in first.items() if not pair.up.any()}
-    assert idle == ({"transformer.transformer_blocks.1.attn.add_q_proj"} if kind == "sd3" else set())
+    # What the last SD3 block makes of the text goes nowhere, so its query is left out.
+    assert all(pair.up.any() for pair in first.values())
+    idle = {"transformer.transformer_blocks.1.attn.add_q_proj"} if kind == "sd3" else set()
+    assert model.layers(library.targets).keys() - first.keys() == idle
+    assert library.concepts[0].metrics.get("layers_left_out", 0) == len(idle)
     assert max(basis_error([first, second])) < 1e-5
     assert all(math.isfinite(record.metrics["last_loss"]) for record in library.concepts)
     weights = {name: value.clone() for name, value in model.network.state_dict().items()}
@@ -300,17 +302,14 @@ def test_the_demo_model_has_what_the_command_line_asks_for():
 
 
 def test_targets_mean_the_same_as_in_the_host():
-    from seqlora.lora.layouts import diffusers_unet_names
-    from seqlora.lora.targets import _SKIP, TARGETS
-
     for config in (UNET, XL_UNET):
-        native = diffusers_unet_names(config)
         unet = diffusers.UNet2DConditionModel(**config)
-        for targets, patterns in TARGETS.items():
+        for targets, kinds in zip(
+            TARGETS, (("attn", "proj_in", "proj_out"), ("attn", "proj_in", "proj_out", ".ff.")), strict=True
+        ):
             chosen = set(choose_layers(unet, targets, prefix=""))
             linear = {path for path, module in unet.named_modules() if isinstance(module, torch.nn.Linear)}
-            in_host = {p for p in linear if not _SKIP.search(native[p]) and any(x.search(native[p]) for x in patterns)}
-            assert chosen == in_host
+            assert chosen == {p for p in linear if ".attentions." in p and any(kind in p for kind in kinds)}
     narrow, wide = (set(choose_layers(unet, targets, prefix="")) for targets in TARGETS)
     assert narrow < wide and all(".ff." in path for path in wide - narrow)
 

@@ -535,8 +535,7 @@ def test_another_model_is_named_by_its_first_difference(original):
         original.check_base(layers | {second: [32, 99]})
     with pytest.raises(SeqLoRAError, match=f"layer {second} is missing here, 32 x 32 there"):
         original.check_base({name: shape for name, shape in layers.items() if name != second})
-    with pytest.raises(SeqLoRAError, match="layer new is 1 x 2 here, no such layer there"):
-        original.check_base(layers | {"new": [1, 2]})
+    original.check_base(layers | {"new": [1, 2]})  # which of a model's layers are taught is the library's to say
 
 
 # -- names

@@ -18,7 +18,7 @@ from seqlora.diffusion.denoiser import expand, flow_noise, flow_weight, stratifi
 from seqlora.io.safetensors_file import write_tensors
 from seqlora.library.store import Library
 from seqlora.library.writer import MANIFEST
-from seqlora.lora.targets import choose_layers, layer_shapes
+from seqlora.lora.targets import choose_layers, layer_shapes, linear_layers
 from seqlora.settings import Settings
 from seqlora.training.progress import run_to_end
 from seqlora.training.request import TrainingRequest
@@ -57,6 +57,7 @@ class SmallDenoiser:
     """A flow denoiser on latents (TOKENS, width); a conditioning is a vector (width,)."""
 
     device = torch.device("cpu")
+    writes_in_place = False
 
     def __init__(self, width: int = WIDTH, dtype: torch.dtype = torch.float32):
         with torch.random.fork_rng():
@@ -103,6 +104,9 @@ class SmallModel:
 
     def layers(self, targets: str) -> dict[str, nn.Module]:
         return choose_layers(self.denoiser.net, targets)
+
+    def linear_layers(self) -> dict[str, nn.Module]:
+        return linear_layers(self.denoiser.net)
 
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         width = self.denoiser.net.blocks[0]["attn_q"].in_features

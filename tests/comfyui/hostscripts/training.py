@@ -19,6 +19,7 @@ from seqlora_pack.nodes import host
 from seqlora_pack.seqlora.backends.model import stacks_of
 from seqlora_pack.seqlora.diffusion.batches import Batches, Examples, denoising_loss
 from seqlora_pack.seqlora.lora.attach import attached
+from seqlora_pack.seqlora.lora.targets import repeated_blocks
 
 
 def fixed_loss(models, library) -> tuple[float, float]:
@@ -115,7 +116,7 @@ boot.report(
     layout=dict(taught.library.base.layout),
     reproducible=same(plain, again),
     outputs_kept=torch.equal(before, after),
-    checkpointed_blocks=len(host.transformer_blocks(patcher.model.diffusion_model)),
+    checkpointed_blocks=len(repeated_blocks(patcher.model.diffusion_model)),
     checkpointing_error=max(float((plain[key] - thrifty[key]).abs().max()) for key in plain),
     cancel_stopped=stopped,
     cancel_outputs_kept=cancel_outputs_kept,
