@@ -13,7 +13,7 @@ from torch import nn
 from ..diffusion.fingerprint import weights_hash
 from ..errors import SeqLoRAError
 from ..families import family_of
-from ..lora.attach import Stack, attached
+from ..lora.attach import Stack, added
 from ..lora.layouts import PREFIX, TRANSFORMER, diffusers_unet_names, native_to_diffusers
 from ..lora.targets import choose_layers, layer_shapes, linear_layers
 from ..lora.types import LoRAPair
@@ -63,7 +63,8 @@ class HeadlessModel:
                 raise SeqLoRAError(
                     f"This model has no {A.shape[0]} x {B.shape[0]} layer {path}", "use the model that the library belongs to"
                 )
-        with attached(modules, stacks_of(pairs, self.denoiser.device, self.denoiser.dtype)):
+        device, dtype = self.denoiser.device, self.denoiser.dtype
+        with added(modules, {path: LoRAPair(A.to(device, dtype), B.to(device, dtype)) for path, (A, B) in pairs.items()}):
             yield
 
     def _by_path(self, composed: Mapping[str, LoRAPair]) -> dict[str, LoRAPair]:

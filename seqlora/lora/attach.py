@@ -112,6 +112,15 @@ class ActiveConcepts:
             self.active |= {name: (A[i], B[i]) for i, name in enumerate(stack.names)}
 
 
+def change(x: Tensor, up: Tensor, basis: Tensor, gate: Tensor | None = None) -> Tensor:
+    """A B' x for rows x: (..., n) -> (..., m), computed in the adapter's dtype.
+
+    `gate`, broadcast to (..., r), says how much of each direction each row gets; None is all of it.
+    """
+    within = x.to(basis.dtype) @ basis
+    return (within if gate is None else within * gate) @ up.mT
+
+
 @contextmanager
 def attached(layers: Mapping[str, nn.Module], stacks: Sequence[Stack], earlier: ActiveConcepts | None = None) -> Iterator[None]:
     """While open, every layer's output has A B' x added, and the active earlier concepts'; no weight is touched."""
@@ -121,16 +130,40 @@ def attached(layers: Mapping[str, nn.Module], stacks: Sequence[Stack], earlier: 
         A, B = pairs[name]
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = args[0].to(B.dtype)
-            change = (x @ B) @ A.mT
+            added = change(args[0], A, B)
             if earlier is not None and name in earlier.active:
-                earlier_A, earlier_B = earlier.active[name]
-                change = change + (x @ earlier_B) @ earlier_A.mT
-            return output + change.to(output.dtype)
+                added = added + change(args[0], *earlier.active[name])
+            return output + added.to(output.dtype)
 
         return add
 
     handles = [layers[name].register_forward_hook(hook(name)) for name in pairs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# What a layer gets of each direction, from its name and its input; see `change`.
+Gate = Callable[[str, Tensor], Tensor | None]
+
+
+@contextmanager
+def added(layers: Mapping[str, nn.Module], pairs: Mapping[str, LoRAPair], gate: Gate | None = None) -> Iterator[None]:
+    """While open, every layer that has a pair adds what the pair makes of its input: a composition without a written weight.
+
+    Pairs are on the layers' device, in the dtype to compute in. Nothing can be trained this way; see `attached`.
+    """
+
+    def hook(name: str, pair: LoRAPair) -> Callable[..., Tensor]:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = args[0]
+            return output + change(x, *pair, gate and gate(name, x)).to(output.dtype)
+
+        return add
+
+    handles = [layers[name].register_forward_hook(hook(name, pair)) for name, pair in pairs.items()]
     try:
         yield
     finally:
