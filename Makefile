@@ -10,7 +10,7 @@ ARGS ?=
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test test-all check check-web mutate screenshots torture micro bench-emoji mmdit bench-step bench-panel clean
+.PHONY: help setup demo test test-all check check-web mutate screenshots torture micro bench-emoji mmdit results bench-step bench-panel clean
 
 help:
 	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
@@ -21,8 +21,9 @@ help:
 	@echo "make screenshots take every picture of the editor anew (needs a ComfyUI and a Chromium)"
 	@echo "make torture     kill, fill, spoil and race until something breaks (about half an hour; PARTS=\"kill disk\" for some)"
 	@echo "make bench-emoji Emoji-101: SeqLoRA beside its baselines (many hours; goes on where it was stopped)"
+	@echo "make results     docs/results.md anew, from the measures in benchmarks/emoji101/results"
 	@echo "make mmdit       train the second base model of Emoji-101 (an hour), for make bench-emoji ARGS=\"--architecture mmdit\""
-	@echo "make bench-step  cost of a training step beside plain LoRA"
+	@echo "make bench-step  cost of a training step beside plain LoRA and the bare model"
 	@echo "make bench-panel cost of the open training panel to the training (needs a ComfyUI and Chromium)"
 	@echo "make micro       train the demo model and its classifier anew (some hours)"
 	@echo "make setup       only the Python environment in .venv"
@@ -64,7 +65,10 @@ bench-emoji: $(INSTALLED)
 	$(PYTHON) -m benchmarks.emoji101.results
 
 bench-step: $(INSTALLED)
-	. tools/env.sh && $(PYTHON) -m benchmarks.step_cost
+	. tools/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.step_cost $(ARGS)
+
+results: $(INSTALLED)
+	$(PYTHON) -m benchmarks.emoji101.results
 
 bench-panel: $(INSTALLED)
 	. tools/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.panel_cost $(ARGS)

@@ -1,5 +1,5 @@
 """What a step of SeqLoRA costs beside one of plain LoRA, in ComfyUI on the SD1.5-class model. Arguments: a folder
-and the number of steps to time."""
+and the number of rounds to time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "comfyui"
 
 import boot
 import tiny
+import torch
 from seqlora_pack.nodes import host
 
 sys.path.append(str(boot.PACK))  # last: the host has a module `nodes` too
@@ -17,6 +18,7 @@ sys.path.append(str(boot.PACK))  # last: the host has a module `nodes` too
 from benchmarks.step_cost import compare_after  # noqa: E402
 from seqlora.diffusion.batches import Examples  # noqa: E402
 
+torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 models = tiny.load("sd15", folder)
 with host.training_model(*models, False) as model:
@@ -31,7 +33,6 @@ with host.training_model(*models, False) as model:
         generic,
         uncond,
         batch_size=4,
-        steps=int(sys.argv[2]),
-        concepts=3,
+        rounds=int(sys.argv[2]),
     )
 boot.report(**result)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.step_cost import step_seconds
-from seqlora.training.trainer import train_concept
+from benchmarks.step_cost import started, step_seconds
+from seqlora.training.start import Surroundings
 
 from . import subjects
 from .experiment import Bench
 from .methods import METHODS
 from .sequence import TARGETS, Run
 
-STEPS = 40
+ROUNDS = 12
 
 
 def step_cost(bench: Bench, run: Run, tuned: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -22,17 +22,13 @@ def step_cost(bench: Bench, run: Run, tuned: Mapping[str, Mapping[str, float]]) 
     total = sum(lessons.moments[1:], lessons.moments[0])
     examples = subjects.training_examples(bench.model, run.emoji[0], run.seed)
     layers = bench.model.layers(TARGETS)
+    first = Surroundings((), bench.prior, None, run.planned)
+    late = Surroundings(lessons.concepts, bench.prior, total, run.planned)
     runs = {}
-    for name, key, earlier, moments in (
-        ("lora", "lora", [], None),
-        ("first", "seqlora", [], None),
-        ("late", "seqlora", lessons.concepts, total),
-    ):
-        settings = METHODS[key].settings(tuned[key]).with_(steps=100 * STEPS)
-        runs[name] = train_concept(
-            bench.model.denoiser, layers, examples, settings, run.ranks, earlier, bench.prior, moments, capacity=run.planned
-        )
-    seconds = step_seconds(runs, STEPS)
+    for name, key, beside in (("lora", "lora", first), ("first", "seqlora", first), ("late", "seqlora", late)):
+        settings = METHODS[key].settings(tuned[key]).with_(steps=10_000)
+        runs[name] = started(bench.model.denoiser, layers, examples, settings, run.ranks, beside)
+    seconds = step_seconds(runs, ROUNDS)
     return {
         "first": seconds["first"] / seconds["lora"],
         "late": seconds["late"] / seconds["first"],

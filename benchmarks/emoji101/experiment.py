@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
 import random
-import subprocess
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from seqlora.training.measure import measure, measure_concept
 from seqlora.training.progress import run_to_end
 from seqlora.training.trainer import RECORDED
 
-from . import measures, subjects
+from . import measures, records, subjects
 from .methods import BATCH_SIZE, CAPACITY, METHODS, RANK
 from .model import load
 from .sequence import TARGETS, Lessons, Run, prior_of, run_key
@@ -39,14 +38,16 @@ PAIRS = 12
 CHECKED = 4  # concepts whose forgetting bound is checked
 TUNING = 12  # concepts
 STRIP = 10  # concepts that are shown
+PARTS = 6  # of a training, over which its curves are averaged: single steps are noise
 
 
 @dataclass
 class Bench:
-    """The model, what it sees on its own, and where results are kept. Made once in each process."""
+    """The model, what it sees on its own, where runs are kept and where their measures are filed. Made once in each process."""
 
     architecture: str
     out: Path
+    results: Path = records.FOLDER
 
     def __post_init__(self) -> None:
         self.model: HeadlessModel = load(self.architecture)
@@ -102,8 +103,7 @@ class Bench:
                 found[str(taught)] = self.composed(lessons)
                 write_bytes(partial, json.dumps(found).encode())
         result: dict[str, Any] = {
-            "machine": machine(),
-            "commit": commit(),
+            **records.origin(self.architecture),
             "sizes": found or {str(count): self.composed(lessons, short=True)},
         }
         result["alone"] = result["sizes"][str(count)] if run.together else self.alone(lessons)
@@ -158,7 +158,7 @@ class Bench:
             "subset pairs": self.subsets(lessons, seed),
             "pairs": self.pairs(lessons, seed),
             "bytes": sum(p.up.numel() * 4 + p.basis.numel() * 4 for p in concepts[0].values()),
-            "curves": {name: [about[name] for about in lessons.about[:16] if name in about] for name in RECORDED},
+            "curves": {name: [in_parts(about[name]) for about in lessons.about[:16] if name in about] for name in RECORDED},
         }
 
     def strip(self, lessons: Lessons) -> Image.Image:
@@ -200,11 +200,15 @@ class Bench:
         )
         return measures.judge_pairs(pictures, chosen, subjects.references(emoji))
 
-    def note(self, key: str, run: Run, tuned: Mapping[str, float], count: int) -> None:
-        """Notes a finished run for the results page."""
-        path = self.out / self.architecture / f"{key}-{run.seed}-{count}.json"
-        folder = str(run.folder.relative_to(self.out))
-        write_bytes(path, json.dumps({"folder": folder, "tuned": dict(tuned)}).encode())
+    def file(self, key: str, run: Run, tuned: Mapping[str, float], count: int) -> None:
+        """Files what a finished run measured for the results page, in the place of what it measured before."""
+        measured = self.result(run, count)
+        if (run.folder / f"bound-{count}.json").exists():
+            measured |= {"bound": bound_in_short(self.bound(run, count))}
+        path = records.write_run(self.results, self.architecture, key, tuned, run.seed, count, measured)
+        strip = run.folder / f"strip-{count}.png"
+        if run.seed == 0 and strip.exists():
+            Image.open(strip).save(path.with_suffix(".webp"), quality=85)
 
     def bound(self, run: Run, count: int, delta: float = 0.05) -> list[dict[str, float]]:
         """The forgetting bound against what unseen pictures of a few concepts meet, with all the others on."""
@@ -230,33 +234,40 @@ class Bench:
         return found
 
 
-def machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{cpu}, one thread a run, torch {torch.__version__.partition('+')[0]}"
+def in_parts(curve: Sequence[float]) -> list[float]:
+    """Means of one part of a training after another."""
+    size = max(1, len(curve) // PARTS)
+    return [statistics.fmean(part) for i in range(PARTS) if (part := curve[i * size : (i + 1) * size])]
 
 
-@cache
-def commit() -> str:
-    """Of the code that is running."""
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+def bound_in_short(checks: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of a run's checks of the bound, by where the moments are from."""
+    found = {}
+    for source in dict.fromkeys(check["moments"] for check in checks):
+        chosen = [check for check in checks if check["moments"] == source]
+        found[source] = {
+            "checked": len(chosen),
+            "within": statistics.fmean(c["within"] for c in chosen),
+            "layers within": statistics.fmean(c["within"] >= 0.95 for c in chosen),
+            "of bound": statistics.fmean(c["of_bound"] for c in chosen),
+            "constant": max(c["constant"] for c in chosen),
+        }
+    return found
 
 
 def best(results: list[tuple[Mapping[str, float], dict[str, Any]]], keeps: float = 0.0) -> Mapping[str, float]:
     """Of a method's settings, the one whose composed concepts look most like themselves; of those that keep the share `keeps`
     of the base emoji, if any does."""
 
-    def composed(result: dict[str, Any]) -> dict[str, Any]:
-        (only,) = result["sizes"].values()
-        return only
+    def score(pair: tuple[Mapping[str, float], dict[str, Any]]) -> tuple[bool, float]:
+        figures = tuning_figures(pair[1])
+        return figures["base"] >= keeps, figures["identity"]
 
-    def score(pair: tuple[Mapping[str, float], dict[str, Any]]) -> float:
-        return sum(composed(pair[1])["cosine"])
+    kept = [pair for pair in results if score(pair)[0]]
+    return max(kept or results, key=lambda pair: score(pair)[1])[0]
 
-    kept = [pair for pair in results if composed(pair[1])["prior"] >= keeps * pair[1]["prior of the base"]]
-    return max(kept or results, key=score)[0]
+
+def tuning_figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """Of a tuning run: mean identity of its concepts, summed; share of the base emoji kept."""
+    (only,) = result["sizes"].values()
+    return {"identity": statistics.fmean(only["cosine"]), "base": only["prior"] / result["prior of the base"]}

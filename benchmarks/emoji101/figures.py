@@ -12,10 +12,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image, ImageDraw, ImageFont
 
+from .found import mean_and_error
 from .methods import METHODS
+from .tables import DEFAULT, sizes_of
 
 if TYPE_CHECKING:
-    from .results import Found
+    from .found import Found
 
 LINES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (1, 5)))  # one a group of methods
 
@@ -34,14 +36,15 @@ def draw_figures(found: Mapping[str, Found], common: Mapping[str, Found], folder
         ),
     ):
         path = folder / f"emoji101-{architecture}-{name}.png"
+        path.unlink(missing_ok=True)
         draw(runs, path)
+        if not path.exists():  # no run has what it shows
+            continue
         made.append(f"**{what}**\n\n![{what}](pictures/{path.name})")
     return made
 
 
 def identity_against_number(found: Mapping[str, Found], path: Path) -> None:
-    from .results import DEFAULT, mean_and_error, sizes_of
-
     figure, axes = plt.subplots(figsize=(9, 5.5), dpi=110)
     groups = list(dict.fromkeys(METHODS[key].group for key in found))
     for number, (key, method) in enumerate(found.items()):
@@ -49,7 +52,7 @@ def identity_against_number(found: Mapping[str, Found], path: Path) -> None:
         means, errors = zip(*(mean_and_error(method.at(n, "cosine")) for n in sizes), strict=True)
         style = LINES[groups.index(METHODS[key].group) % len(LINES)]
         look = {"color": "black", "linewidth": 3, "zorder": 9} if key == DEFAULT else {"color": f"C{number % 10}"}
-        axes.errorbar(sizes, means, errors, label=METHODS[key].title, linestyle=style, marker="o", ms=3, **look)
+        axes.errorbar(sizes, means, errors, label=method.title, linestyle=style, marker="o", ms=3, **look)
     axes.set(xscale="log", xlabel="concepts summed", ylabel="cosine to the concept's own pictures")
     axes.set_xticks(sizes_of(found), [str(n) for n in sizes_of(found)])
     axes.grid(alpha=0.3)
@@ -61,10 +64,12 @@ def crosstalk_maps(found: Mapping[str, Found], path: Path) -> None:
     chosen = [
         key for key in ("lora", "oa", "lora+", "frozen", "seqlora") if key in found and found[key].each("crosstalk table")
     ]
+    if not chosen:
+        return
     figure, axes = plt.subplots(1, len(chosen), figsize=(3 * len(chosen), 3.4), dpi=110, squeeze=False)
     for axis, key in zip(axes[0], chosen, strict=True):
         shown = axis.imshow(found[key].each("crosstalk table")[0], vmin=0, vmax=0.5, cmap="magma")
-        axis.set_title(METHODS[key].title, fontsize=7)
+        axis.set_title(found[key].title, fontsize=7)
         axis.tick_params(labelsize=6)
     figure.colorbar(shown, ax=axes, shrink=0.7)
     _save(figure, path)
@@ -76,8 +81,10 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 
 def picture_grid(found: Mapping[str, Found], path: Path) -> None:
-    strips = [(key, f.folders[0] / f"strip-{f.counts[0]}.png") for key, f in found.items()]
-    rows = [(METHODS[key].title, Image.open(file).convert("RGB")) for key, file in strips if file.exists()]
+    strips = [(f.title, f.paths[0].with_suffix(".webp")) for f in found.values()]
+    rows = [(title, Image.open(file).convert("RGB")) for title, file in strips if file.exists()]
+    if not rows:
+        return
     width, side = rows[0][1].width, rows[0][1].height // 2
     font = ImageFont.load_default()
     margin = 24 + round(max(font.getlength(title) for title, _ in rows))

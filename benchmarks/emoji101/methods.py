@@ -14,6 +14,8 @@ from seqlora.settings import METHODS as CORE
 from seqlora.settings import Settings, method_settings
 
 STEPS, BATCH_SIZE, RANK = 60, 4, 4
+# Raised when a change of the core teaches other concepts with the same settings. A change of a setting needs no mention.
+REVISION = 1
 KEPT = 0.95  # share of the base model's own emoji that a library should leave
 CAPACITY = 32  # concepts that the libraries are planned for; more are taught
 BASE = Settings(steps=STEPS, batch_size=BATCH_SIZE)

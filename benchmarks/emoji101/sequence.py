@@ -26,6 +26,7 @@ from seqlora.training.progress import Progress, run_to_end
 from seqlora.training.trainer import RECORDED, train_concept
 
 from . import subjects
+from .methods import REVISION
 
 TARGETS = "attention and mlp"
 MAX_CONCEPT = 64 << 20  # bytes of a concept's file
@@ -162,4 +163,4 @@ def prior_of(model: HeadlessModel) -> Moments:
 
 def run_key(settings: Settings, ranks: Mapping[str, int], planned: int) -> str:
     """Of all that decides what is taught, the emoji and the seed apart."""
-    return request_hash(legacy_names(settings.with_(seed=0)), dict(ranks), planned)[:10]
+    return request_hash(legacy_names(settings.with_(seed=0)), dict(ranks), planned, REVISION)[:10]
