@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, demo, export, host, library, maintenance, pictures, prompt, report, train, training_options
+from . import apply, demo, export, host, library, maintenance, pictures, prompt, regions, report, train, training_options
 from .server import library_routes, picture_routes, training_status
 
-MODULES = (train, training_options, pictures, library, report, maintenance, apply, prompt, export, demo)
+MODULES = (train, training_options, pictures, library, report, maintenance, apply, prompt, regions, export, demo)
 NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
 
 

@@ -7,8 +7,10 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..seqlora.prompt.grammar import read_prompt
+from ..seqlora.prompt.regions import Region
 from . import host
 from .library import LibraryHandle, LibraryType
+from .regions import RegionsType, encode_with_regions
 
 
 class ConceptPrompt(io.ComfyNode):
@@ -42,6 +44,11 @@ class ConceptPrompt(io.ComfyNode):
                     default="",
                     tooltip="What is not wanted. Concepts can be named here too, but this switches none on.",
                 ),
+                RegionsType.Input(
+                    "regions",
+                    optional=True,
+                    tooltip="Places in the picture for concepts, from Concept Region; drawn in one pass.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the concepts that the prompt names; as it came where it names none."),
@@ -52,13 +59,18 @@ class ConceptPrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, library: LibraryHandle, text: str, negative: str) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, clip: Any, library: LibraryHandle, text: str, negative: str, regions: tuple[Region, ...] = ()
+    ) -> io.NodeOutput:
         opened = library.open()
         prompt, against = read_prompt(text, opened.concepts), read_prompt(negative, opened.concepts)
-        active = {name: strength for name, strength in prompt.strengths.items() if strength}
-        if active:
-            model = host.apply_adapter(model, opened.compose(active), 1.0)
-        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(said)) for said in (prompt.text, against.text)]
+        if regions:
+            model, *encoded, active = encode_with_regions(model, clip, opened, prompt, against.text, regions)
+        else:
+            active = {name: strength for name, strength in prompt.strengths.items() if strength}
+            if active:
+                model = host.apply_adapter(model, opened.compose(active), 1.0)
+            encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(said)) for said in (prompt.text, against.text)]
         concepts = "\n".join(f"{name}: {strength:g}" for name, strength in active.items())
         shown = f"{concepts or 'no concept is named'}\n{prompt.text}"
         host.say(cls.hidden.unique_id, shown)

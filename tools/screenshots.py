@@ -59,6 +59,7 @@ OTHERS = {
     "ConceptPrompt": ("Concept Prompt", [420, 330]),
 }
 PROMPT = "a photo of @penguin beside @sunflower:0.8"
+PLACE = "a photo of @penguin"
 WRITE = "([id, text]) => { window.app.graph.getNodeById(id).widgets[0].value = text }"
 CONNECT = """([library, loader, others]) => {
     const { graph } = window.app
@@ -146,6 +147,7 @@ def the_rest(browser: Any, server: HostServer, out: Path) -> None:
     page.evaluate(WRITE, [nodes["ConceptPrompt"], PROMPT])
     editor.add("SeqLoRA_TrainingOptions", (500 * len(nodes), 0))
     shoot_nodes(page, help_picture(out, "TrainingOptions"), ("SeqLoRA Training Options",))
+    shoot_region(page, editor, out, 500 * len(nodes) + 500)
     for name in ("RemoveConcept", "ConceptPrompt"):  # these must not run
         shoot_nodes(page, help_picture(out, name), (OTHERS[name][0],))
         page.evaluate("(id) => window.app.graph.remove(window.app.graph.getNodeById(id))", nodes[name])
@@ -160,6 +162,14 @@ def the_rest(browser: Any, server: HostServer, out: Path) -> None:
     page.wait_for_timeout(3000)
     write(page.screenshot(clip={"x": 0, "y": 36, "width": 560, "height": 620}), out / "docs/pictures/library.jpg")
     editor.close()
+
+
+def shoot_region(page: Any, editor: Editor, out: Path, left: int) -> None:
+    region = editor.add("SeqLoRA_ConceptRegion", (left, 0))
+    page.evaluate(WRITE, [region, PLACE])
+    page.evaluate("(id) => window.app.graph.getNodeById(id).setSize([340, 260])", region)
+    shoot_nodes(page, help_picture(out, "ConceptRegion"), ("Concept Region",))
+    page.evaluate("(id) => window.app.graph.remove(window.app.graph.getNodeById(id))", region)
 
 
 def visit(browser: Any, server: HostServer) -> Any:

@@ -20,17 +20,23 @@ from .folders import (
 from .gradients import without_inference_mode
 from .model import HostModel, fingerprint, has_accelerator, training_model
 from .progress import Interrupted, add_routes, run_with_progress, say, send
+from .regions import Regions, check_model, encode_words, join_texts, lengthened
 
 __all__ = [
     "Caption",
     "HostDenoiser",
     "HostModel",
     "Interrupted",
+    "Regions",
     "add_routes",
     "apply_adapter",
+    "check_model",
+    "encode_words",
     "fingerprint",
     "has_accelerator",
     "hidden_libraries",
+    "join_texts",
+    "lengthened",
     "library_names",
     "library_path",
     "next_lora_path",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.lora.types import LoRAPair
 from .forward import run_beside
+from .regions import Regions
 
 PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -23,6 +24,7 @@ PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 class Target:
     """Where a layer of a library is in this model."""
 
+    layer: str
     key: Any  # as the host's patches name it: the weight, or (weight, (dimension, first row, rows))
     path: str  # of its module
     module: nn.Module
@@ -33,14 +35,20 @@ class Target:
         return 0 if isinstance(self.key, str) else self.key[1][1]
 
 
-def apply_adapter(model: Any, composed: Mapping[str, LoRAPair], strength: float) -> Any:
+def apply_adapter(model: Any, composed: Mapping[str, LoRAPair], strength: float, regions: Regions | None = None) -> Any:
     """A clone of MODEL with the adapter, added once.
 
     Plain weights are patched as the host does it with any LoRA, and sampling costs what it did. A quantised weight would be
-    rounded again, in which a weak adapter drowns; a model that has one runs the adapter beside its layers.
-    Raises SeqLoRAError naming the first layer that the model lacks or whose shape differs.
+    rounded again, in which a weak adapter drowns; a model that has one runs the adapter beside its layers. So does every model
+    with regions, for which `regions` says which concept each column of a layer's pair is of.
+    Raises SeqLoRAError naming the first layer that the model lacks or whose shape differs, and for regions on an unknown model.
     """
     targets = list(_targets(model.model, composed))
+    if regions is not None:
+        owners: dict[str, list[int]] = {}
+        for target in targets:
+            owners.setdefault(target.path, []).extend(regions.owners[target.layer])
+        return run_beside(model, _by_module(targets, strength), Regions(regions.plan, owners))
     if any(_is_quantised(target.module) for target in targets):
         return run_beside(model, _by_module(targets, strength))
     patches = {
@@ -71,7 +79,7 @@ def _targets(model: nn.Module, composed: Mapping[str, LoRAPair]) -> Iterator[Tar
                 f"Layer {layer} is {shape[0]} x {shape[1]} in this model and {wanted[0]} x {wanted[1]} in the library",
                 "use the model that the library was taught on",
             )
-        yield Target(key, path, module, pair)
+        yield Target(layer, key, path, module, pair)
 
 
 def _is_quantised(module: nn.Module) -> bool:

@@ -74,3 +74,12 @@ def compose(concepts: Sequence[tuple[Concept, float]]) -> dict[str, LoRAPair]:
         layer: LoRAPair(torch.cat([s * pair.up for pair, s in found], 1), torch.cat([pair.basis for pair, _ in found], 1))
         for layer, found in parts.items()
     }
+
+
+def owners(concepts: Sequence[Concept]) -> dict[str, list[int]]:
+    """For each layer of their composition: the number of the concept that each column is of."""
+    found: dict[str, list[int]] = {}
+    for number, concept in enumerate(concepts):
+        for layer, pair in concept.items():
+            found.setdefault(layer, []).extend([number] * pair.basis.shape[1])
+    return found
