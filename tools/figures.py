@@ -111,17 +111,16 @@ def main() -> None:
         parts["Composition"] = lambda: composition_error(sixteen_concepts())
         parts["Cost of a training step (`make bench-step`; steps taken in turn, processor time of one thread)"] = step_cost
         page = ["# Figures", "", "Written by `python tools/figures.py`; not edited by hand.", ""]
-        page += [
-            f"{processor.group(1) if processor else platform.machine()}, {torch.get_num_threads()} threads, torch "
-            f"{torch.__version__}, no GPU.",
-            "",
-        ]
-        before = dict(re.findall(r"^## (.*)\n\n```\n(.*?)\n```$", OUT.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+        where = processor.group(1) if processor else platform.machine()
+        here = f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, no GPU."
+        section = re.compile(r"^## ([^\n]*)\n\n(.*?)(?=\n\n## |\n*\Z)", re.DOTALL | re.MULTILINE)
+        before = dict(section.findall(OUT.read_text(encoding="utf-8")))
         for title, compute in parts.items():
             print(title, flush=True)
-            text = compute() if args.only in title or title not in before else before[title]
+            anew = args.only in title or title not in before
+            text = f"{here}\n\n```\n{compute()}\n```" if anew else before[title]
             print(text, flush=True)
-            page += [f"## {title}", "", "```", text, "```", ""]
+            page += [f"## {title}", "", text, ""]
     OUT.write_text("\n".join(page), encoding="utf-8")
 
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import mmap
 import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -20,6 +24,10 @@ from ..errors import SeqLoRAError
 from .atomic import RESTORE, write_bytes
 from .bounded_json import parse_json
 
+DTYPES = {
+    **{"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+}
 MAX_HEADER = 4 << 20  # bytes; a concept of SDXL's 722 layers has 0.4 MB
 
 
@@ -61,6 +69,43 @@ def read_tensors(path: Path, limit: int, sha256: str | None = None) -> tuple[dic
     # The last four are of torch, for shapes and dtypes that safetensors knows and it does not.
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise _unreadable(path, error) from error
+
+
+def map_tensors(path: Path, limit: int, sha256: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As `read_tensors`, but the tensors stay on disk: the system reads what is used and drops it again where memory is short.
+
+    What is written into them stays in this process.
+    """
+    try:
+        with _opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise SeqLoRAError(f"{path} has {size} bytes, at most {limit} were expected", RESTORE)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise SeqLoRAError(f"{path} was changed since it was written", RESTORE)
+        length = int.from_bytes(data[:8], "little")
+        metadata = _metadata(data[: 8 + min(length, MAX_HEADER)], size)
+        header = parse_json(data[8 : 8 + length])
+        with torch.inference_mode(False):  # whoever asks first: others may teach with them
+            return {
+                name: _mapped(data, 8 + length, header[name]) for name in sorted(header) if name != "__metadata__"
+            }, metadata
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
+        if isinstance(error, SeqLoRAError):
+            raise
+        raise _unreadable(path, error) from error
+
+
+def _mapped(data: mmap.mmap | bytes, start: int, entry: Mapping[str, Any]) -> Tensor:
+    """One tensor, from what the header says of it; the bytes follow the header at `start`. Raises ValueError and the like."""
+    dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    count = math.prod(shape)
+    if min([0, *shape]) < 0 or not 0 <= begin <= end <= len(data) - start or end - begin != count * dtype.itemsize:
+        raise ValueError("a tensor that is not where it should be")
+    if not count:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype, count=count, offset=start + begin).reshape(shape)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import SeqLoRAError
 from ..io.atomic import RESTORE
 from ..io.bounded_json import parse_json
-from ..io.safetensors_file import MAX_HEADER, read_tensors, write_tensors
+from ..io.safetensors_file import MAX_HEADER, map_tensors, read_tensors, write_tensors
 from ..method.moments import EXACT_WIDTH, SKETCH_RANK, Moment, Moments
 
 FELT = ".felt"  # after the layer's name, on disk: Gamma of that layer
@@ -51,26 +51,36 @@ def write_moments(path: Path, moments: Moments) -> str:
     return write_tensors(path, tensors_of(moments), about)
 
 
-def read_moments(path: Path, layers: Mapping[str, Sequence[int]], sha256: str, felt: bool = False) -> Moments:
+def read_moments(
+    path: Path, layers: Mapping[str, Sequence[int]], sha256: str, felt: bool = False, on_disk: bool = False
+) -> Moments:
     """With `felt`, also what the output feels of each layer, as the base model's own moments have it.
 
     Raises SeqLoRAError unless this is that file and has a moment of the right size for each layer.
     """
     limit = MAX_HEADER + sum(4 * side * (_columns(side) + 1) for shape in layers.values() for side in shape)
-    tensors, about = read_tensors(path, limit, sha256)
+    tensors, about = (map_tensors if on_disk else read_tensors)(path, limit, sha256)
     try:
-        input_of, energy = (parse_json(about[key]) for key in ("input_of", "output_energy"))
-        by_input = {}
-        for layer, (_, n) in layers.items():
-            name = input_of[layer]
-            by_input[name] = _moment(tensors, name, n)
-            if not 0 <= float(energy[layer]) < math.inf:
-                raise ValueError(f"energy of layer {layer}")
-        gammas = {layer: _moment(tensors, f"{layer}{FELT}", m) for layer, (m, _) in layers.items()} if felt else {}
-        inputs, energies = {name: input_of[name] for name in layers}, {name: float(energy[name]) for name in layers}
-        return Moments(by_input, inputs, energies, gammas)
+        return moments_of(tensors, {key: parse_json(about[key]) for key in ("input_of", "output_energy")}, layers, felt)
     except (KeyError, TypeError, ValueError) as error:
         raise SeqLoRAError(f"{path} holds no moments of this library's model ({error})", RESTORE) from error
+
+
+def moments_of(
+    tensors: Mapping[str, Tensor], header: Mapping[str, Any], layers: Mapping[str, Sequence[int]], felt: bool
+) -> Moments:
+    """Of these layers, from what `tensors_of` named and `header_of` said. Raises KeyError, TypeError or ValueError where a
+    moment is missing, of another size, or no numbers."""
+    input_of, energy = header["input_of"], header["output_energy"]
+    by_input = {}
+    for layer, (_, n) in layers.items():
+        name = input_of[layer]
+        by_input[name] = _moment(tensors, name, n)
+        if not 0 <= float(energy[layer]) < math.inf:
+            raise ValueError(f"energy of layer {layer}")
+    gammas = {layer: _moment(tensors, f"{layer}{FELT}", m) for layer, (m, _) in layers.items()} if felt else {}
+    inputs, energies = {name: input_of[name] for name in layers}, {name: float(energy[name]) for name in layers}
+    return Moments(by_input, inputs, energies, gammas)
 
 
 def _columns(width: int) -> int:

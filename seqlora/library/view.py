@@ -15,13 +15,13 @@ from torch import Tensor
 from ..errors import SeqLoRAError, remedied
 from ..io.atomic import RESTORE, is_within
 from ..io.names import checked_name, collision_key, slug
-from ..io.safetensors_file import MAX_HEADER, read_metadata, read_tensors
+from ..io.safetensors_file import MAX_HEADER, map_tensors, read_metadata, read_tensors
 from ..lora.compose import compose
 from ..lora.formats import from_native
 from ..lora.ranks import layer_rank
 from ..lora.types import Concept, LoRAPair
 from ..method.moments import Moments
-from . import thumbnails
+from . import loaded, thumbnails
 from .manifest import Base, Manifest, Record
 from .moments_file import read_moments
 
@@ -98,14 +98,23 @@ class LibraryView:
         return {name: self._rank(n) for name, (_, n) in layers.items()}
 
     def load(self, name: str) -> dict[str, LoRAPair]:
-        """A concept's pairs, checked: hash, shapes, dtype, finite, orthonormal. Raises SeqLoRAError naming the file."""
+        """A concept's pairs, checked: hash, shapes, dtype, finite, orthonormal. Raises SeqLoRAError naming the file.
+
+        They stay on disk until they are used, and a file that is as it was is not checked twice.
+        """
         record = self.find(name)
-        path, tensors = self.inside(record.file), self.tensors(record)
+        path = self.inside(record.file)
+        held = loaded.get(path, record.sha256, self.rank, self.capacity, self.layers)
+        if held is not None:
+            return held
+        with remedied(f"{RESTORE}, or remove concept '{record.name}'"):
+            tensors, _ = map_tensors(path, self.concept_limit(), record.sha256)
         try:
             concept = from_native(tensors)
         except SeqLoRAError as error:
             raise SeqLoRAError(f"{path} is no concept file: {error.problem}", error.remedy) from error
         self._check(path, concept)
+        loaded.keep(concept, path, record.sha256, self.rank, self.capacity, self.layers)
         return concept
 
     def tensors(self, record: Record) -> dict[str, Tensor]:
@@ -151,11 +160,12 @@ class LibraryView:
         with remedied(f"{RESTORE}, or run: seqlora repair"):
             return read_moments(path, self.layers, self.manifest.prior_sha256, felt=True)
 
-    def moments(self, name: str) -> Moments:
+    def moments(self, name: str, on_disk: bool = False) -> Moments:
+        """C of a concept; with `on_disk` they are read when they are used."""
         record = self.find(name)
         path = self.inside(moments_file(record.id))
         with remedied(f"{RESTORE}, or remove concept '{name}'"):
-            return read_moments(path, self.layers, record.moments_sha256)
+            return read_moments(path, self.layers, record.moments_sha256, on_disk=on_disk)
 
     def moments_sum(self) -> Moments | None:
         total: Moments | None = None

@@ -20,7 +20,7 @@ from ..lora import modelspec
 from ..lora.formats import to_native
 from ..method.moments import Moments
 from ..method.trained import TrainedConcept
-from . import thumbnails
+from . import loaded, thumbnails
 from .manifest import Base, Record
 from .moments_file import write_moments
 from .view import PRIOR, LibraryView, concept_file, digest_of, moments_file
@@ -156,5 +156,6 @@ class LibraryWriter(Generic[V]):
 
 
 def _unlink(path: Path) -> None:
+    loaded.forget(path)
     with suppress(OSError):
         path.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -64,52 +63,39 @@ class Stack:
         return {name: LoRAPair(A[i].clone(), B[i].clone()) for i, name in enumerate(self.names)}
 
 
-@dataclass
-class EarlierStack:
-    """The earlier concepts on the layers of one stack: A (layers, m, R), B (layers, n, R), columns in blocks by concept."""
-
-    names: list[str]
-    A: Tensor
-    B: Tensor
-    columns: list[Tensor]  # per concept
-
-
 class ActiveConcepts:
-    """Earlier concepts that are on while a new one is trained: one concatenated adapter per layer, drawn anew now and then."""
+    """Earlier concepts that are on while a new one is trained: one concatenated adapter per layer, drawn anew now and then.
+
+    All wait on the CPU, in the precision in which the layers compute; only those that are on lie on the device.
+    """
 
     def __init__(self, stacks: Sequence[Stack], earlier: Sequence[Concept]):
         self.count = len(earlier)
         self.active: dict[str, tuple[Tensor, Tensor]] = {}
-        self._stacks = [self._gather(stack, earlier) for stack in stacks] if earlier else []
-
-    @staticmethod
-    def _gather(stack: Stack, earlier: Sequence[Concept]) -> EarlierStack:
-        layers, m, n = len(stack.names), stack.A.shape[1], stack.B.shape[1]
-        As, Bs, columns, start = [], [], [], 0
-        for concept in earlier:
-            rank = max((concept[name].basis.shape[1] for name in stack.names if name in concept), default=0)
-            A, B = torch.zeros(layers, m, rank), torch.zeros(layers, n, rank)
-            for i, name in enumerate(stack.names):
-                if name in concept:
-                    pair = concept[name]
-                    A[i, :, : pair.up.shape[1]], B[i, :, : pair.basis.shape[1]] = pair.up, pair.basis
-            As.append(A)
-            Bs.append(B)
-            columns.append(torch.arange(start, start + rank))
-            start += rank
-        device, dtype = stack.A.device, stack.dtype
-        return EarlierStack(stack.names, torch.cat(As, 2).to(device, dtype), torch.cat(Bs, 2).to(device, dtype), columns)
+        self._stacks = list(stacks)
+        self._waiting = [[_stacked(stack, concept) for concept in earlier] for stack in stacks]
 
     def select(self, chosen: Sequence[int]) -> None:
         """Turns exactly these earlier concepts on."""
-        self.active = {}
-        for stack in self._stacks:
-            picked = torch.cat([stack.columns[i] for i in chosen]) if chosen else torch.empty(0, dtype=torch.long)
-            if not len(picked):
-                continue
-            picked = picked.to(stack.A.device)
-            A, B = stack.A.index_select(2, picked), stack.B.index_select(2, picked)
-            self.active |= {name: (A[i], B[i]) for i, name in enumerate(stack.names)}
+        self.active = {}  # what was on makes room first
+        for stack, waiting in zip(self._stacks, self._waiting, strict=True):
+            drawn = [waiting[i] for i in chosen if waiting[i][0].shape[2]]
+            if drawn:
+                A, B = (torch.cat([part.to(stack.A.device) for part in parts], 2) for parts in zip(*drawn, strict=True))
+                self.active |= {name: (A[i], B[i]) for i, name in enumerate(stack.names)}
+
+
+def _stacked(stack: Stack, concept: Concept) -> tuple[Tensor, Tensor]:
+    """A concept's A (layers, m, r) and B (layers, n, r) on the layers of a stack; zeros where it has no such layer."""
+    names = [name for name in stack.names if name in concept]
+    rank = max((concept[name].basis.shape[1] for name in names), default=0)
+    layers, m, n = len(stack.names), stack.A.shape[1], stack.B.shape[1]
+    A, B = torch.zeros(layers, m, rank, dtype=stack.dtype), torch.zeros(layers, n, rank, dtype=stack.dtype)
+    for i, name in enumerate(stack.names):
+        if name in concept:
+            pair = concept[name]
+            A[i, :, : pair.up.shape[1]], B[i, :, : pair.basis.shape[1]] = pair.up, pair.basis
+    return A, B
 
 
 def change(x: Tensor, up: Tensor, basis: Tensor, gate: Tensor | None = None) -> Tensor:

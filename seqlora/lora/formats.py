@@ -100,4 +100,4 @@ def _pair(name: str, part: Mapping[str, Tensor]) -> LoRAPair:
     if alpha.numel() != 1 or not math.isfinite(alpha.item()):
         raise SeqLoRAError(f"Key '{name}{ALPHA}' must be one finite number, but is {alpha.tolist()}")
     scale = alpha.item() / rank
-    return LoRAPair(a if scale == 1 else a * scale, b.contiguous())
+    return LoRAPair(a if scale == 1 else a * scale, b)

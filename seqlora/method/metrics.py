@@ -32,13 +32,17 @@ def basis_error(concepts: Sequence[Concept]) -> tuple[float, float]:
 
 def overlap(concepts: Sequence[Concept]) -> Tensor:
     """(t, t): sum over layers of ||B_i'B_j||^2, divided by that of i with itself."""
-    count = len(concepts)
-    total = torch.zeros(count, count, dtype=torch.float64)
-    for layer in concepts[0]:
-        B = _side_by_side([concept[layer].basis for concept in concepts])
-        flat = B.movedim(0, 1).flatten(1)
-        total += (flat.mT @ flat).square().reshape(count, B.shape[2], count, B.shape[2]).sum((1, 3))
+    total = sum(overlap_in(concepts, layer) for layer in concepts[0])
+    assert isinstance(total, Tensor)
     return total / total.diagonal()[:, None]
+
+
+def overlap_in(concepts: Sequence[Concept], layer: str) -> Tensor:
+    """(t, t): ||B_i'B_j||^2 of one layer."""
+    B = _side_by_side([concept[layer].basis for concept in concepts])
+    flat = B.movedim(0, 1).flatten(1)
+    count = len(concepts)
+    return (flat.mT @ flat).square().reshape(count, B.shape[2], count, B.shape[2]).sum((1, 3))
 
 
 def crosstalk(concepts: Sequence[Concept], moments: Sequence[Moments], prior: Moments | None = None) -> Tensor:
@@ -46,13 +50,16 @@ def crosstalk(concepts: Sequence[Concept], moments: Sequence[Moments], prior: Mo
 
     With the base model's own moments, in what its output feels of it: tr(Gamma A_i B_i' C_j B_i A_i').
     """
-    energy = torch.zeros(len(concepts), len(concepts), dtype=torch.float64)
-    for layer in concepts[0]:
-        A, B = (_side_by_side([concept[layer][part] for concept in concepts]) for part in (0, 1))
-        gram = A.mT @ A if prior is None else prior.output_curvature[layer].energy(A)
-        for j, own in enumerate(moments):
-            energy[:, j] += (gram * own[layer].energy(B)).sum((1, 2))
+    energy = sum(crosstalk_in(concepts, moments, layer, prior) for layer in concepts[0])
+    assert isinstance(energy, Tensor)
     return energy / energy.diagonal()[None, :].clamp(min=1e-30)
+
+
+def crosstalk_in(concepts: Sequence[Concept], moments: Sequence[Moments], layer: str, prior: Moments | None = None) -> Tensor:
+    """(t, t): ||A_i B_i' X_j||^2 of one layer."""
+    A, B = (_side_by_side([concept[layer][part] for concept in concepts]) for part in (0, 1))
+    gram = A.mT @ A if prior is None else prior.output_curvature[layer].energy(A)
+    return torch.stack([(gram * own[layer].energy(B)).sum((1, 2)) for own in moments], 1)
 
 
 def _side_by_side(matrices: Sequence[Tensor]) -> Tensor:

@@ -26,6 +26,7 @@ from ..lora.targets import layer_shapes
 
 EXACT_WIDTH = 320
 SKETCH_RANK = 64
+LARGEST_PART = 1 << 24  # values of rows that are taken up at a time
 
 
 def test_matrix(width: int) -> Tensor | None:
@@ -65,6 +66,10 @@ class Moment:
         if self._factor is None:
             self._factor = self._factorised()
         return self._factor
+
+    def forget(self) -> None:
+        """Makes room of what was computed."""
+        self._factor = None
 
     def times(self, columns: Tensor) -> Tensor:
         """C X for X (n, r) or a batch of them, in the precision of X. Of an exact moment without its factor, which would take
@@ -129,6 +134,11 @@ class Moments:
         return float(gamma.diagonal.double().mean()) * self.output_energy[layer]
 
 
+def _in_parts(rows: Tensor) -> Iterator[Tensor]:
+    """The rows in fp32, some at a time: a copy of all would outweigh what a training keeps for its backward."""
+    return (part.float() for part in rows.split(max(1, LARGEST_PART // rows.shape[1])))
+
+
 class _Averages:
     """Sums of rows' moments by name."""
 
@@ -144,9 +154,10 @@ class _Averages:
             omega = test_matrix(width)
             self._omega[place] = None if omega is None else omega.to(rows.device)
         omega = self._omega[place]
-        sketch = rows.mT @ (rows if omega is None else rows @ omega)
-        moment = Moment(sketch, rows.square().sum(0))
-        self._sums[name] = self._sums[name] + moment if name in self._sums else moment
+        for part in _in_parts(rows):
+            sketch = part.mT @ (part if omega is None else part @ omega)
+            moment = Moment(sketch, part.square().sum(0))
+            self._sums[name] = self._sums[name] + moment if name in self._sums else moment
         self.rows[name] = self.rows.get(name, 0) + len(rows)
 
     def moments(self) -> dict[str, Moment]:
@@ -195,19 +206,17 @@ class Recorder:
 
     def _see(self, name: str, module: nn.Module, x: Tensor, output: Tensor) -> None:
         if self._input_name(name, x) == name:
-            self._seen.add(name, x.detach().reshape(-1, x.shape[-1]).float())
-        base = output.detach().float()
+            self._seen.add(name, x.detach().flatten(0, -2))
         bias = getattr(module, "bias", None)
-        if bias is not None:
-            base = base - bias.detach().to(base)
-        energy = base.square().sum()
-        self._energy[name] = self._energy[name] + energy if name in self._energy else energy
+        for base in _in_parts(output.detach().flatten(0, -2)):
+            energy = (base if bias is None else base - bias.detach().to(base)).square().sum()
+            self._energy[name] = self._energy[name] + energy if name in self._energy else energy
 
     def _probe_output(self, name: str, output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # the first of two runs under gradient checkpointing
             return output
         watched = output + output.new_zeros(()).requires_grad_()  # no weight of a frozen model asks for a gradient
-        watched.register_hook(lambda g: self._felt.add(name, g.reshape(-1, g.shape[-1]).float()))
+        watched.register_hook(lambda g: self._felt.add(name, g.flatten(0, -2)))
         return watched
 
     def _input_name(self, name: str, x: Tensor) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..errors import SeqLoRAError
 from ..library.store import Library
 from ..lora.types import Concept, LoRAPair
@@ -27,9 +30,9 @@ def library_report(
     if not selection:
         raise SeqLoRAError("No concept is selected", "name at least one, or '*' for all")
     concepts = [_scaled(library.load(name), strength) for name, strength in selection.items()]
-    moments = [library.moments(name) for name in selection]
+    moments = [library.moments(name, on_disk=True) for name in selection]
     prior = library.prior()
-    disturbed = _disturbed(concepts, moments, delta, constant)
+    found = _over_layers(concepts, moments, prior, delta, constant)
     entries = []
     for j, (name, strength) in enumerate(selection.items()):
         record = library.find(name)
@@ -38,9 +41,7 @@ def library_report(
                 "name": name,
                 "strength": strength,
                 "rank": max((A.shape[1] for A, _ in concepts[j].values()), default=0),
-                "captured_energy": metrics.captured_energy(concepts[j], moments[j]),
-                **disturbed[j],
-                "prior_disturbance": _on_prior(concepts[j], prior) if prior else None,
+                **found.of[j].shares(prior is not None),
                 "change_norm": metrics.change_norm(concepts[j]),
                 "full_layers": list(record.full_layers),
             }
@@ -51,8 +52,8 @@ def library_report(
         "sub_gaussian_constant": constant,
         "layers": len(concepts[0]),
         "concepts": entries,
-        "overlap": metrics.overlap(concepts).tolist(),
-        "crosstalk": metrics.crosstalk(concepts, moments).tolist(),
+        "overlap": (found.overlap / found.overlap.diagonal()[:, None]).tolist(),
+        "crosstalk": (found.crosstalk / found.crosstalk.diagonal()[None, :].clamp(min=1e-30)).tolist(),
         "capacity": capacity_used(library),
     }
 
@@ -104,17 +105,47 @@ _KINDS = [
 
 
 def _scaled(concept: Concept, strength: float) -> Concept:
-    return {layer: LoRAPair(strength * A, B) for layer, (A, B) in concept.items()}
+    """A copy of nothing where the strength is 1: the files stay on disk until a layer's turn comes."""
+    return concept if strength == 1 else {layer: LoRAPair(strength * A, B) for layer, (A, B) in concept.items()}
 
 
-def _disturbed(concepts: Sequence[Concept], moments: Sequence[Moments], delta: float, constant: float) -> list[dict[str, Any]]:
-    """Per concept, shares of its own change and of the model's own output; the worst layer has most of its own output."""
-    sums = [_Sums() for _ in concepts]
+def _over_layers(
+    concepts: Sequence[Concept], moments: Sequence[Moments], prior: Moments | None, delta: float, constant: float
+) -> _Found:
+    """Layers that read the same input one after another: its moments' factors serve them all, and then make room."""
+    zeros = torch.zeros(len(concepts), len(concepts), dtype=torch.float64)
+    found = _Found([_Sums() for _ in concepts], zeros, zeros.clone())
+    groups: dict[str, list[str]] = {}
     for layer in concepts[0]:
-        for j, size in interference_energies(concepts, dict(enumerate(moments)), layer).items():
-            sums[j].add(layer, size.trace, forgetting_bound(*size, delta, constant), moments[j].output_energy[layer])
-            sums[j].own += change_energy(concepts[j], moments[j], layer)
-    return [one.shares() for one in sums]
+        groups.setdefault(moments[0].input_of[layer], []).append(layer)
+    for layers in groups.values():
+        for layer in layers:
+            _add_layer(found, concepts, moments, prior, layer, delta, constant)
+        for seen in (*moments, *([prior] if prior else [])):
+            seen[layers[0]].forget()
+    return found
+
+
+def _add_layer(
+    found: _Found,
+    concepts: Sequence[Concept],
+    moments: Sequence[Moments],
+    prior: Moments | None,
+    layer: str,
+    delta: float,
+    constant: float,
+) -> None:
+    found.overlap += metrics.overlap_in(concepts, layer)
+    found.crosstalk += metrics.crosstalk_in(concepts, moments, layer)
+    for j, size in interference_energies(concepts, dict(enumerate(moments)), layer).items():
+        one, basis = found.of[j], concepts[j][layer].basis
+        one.add(layer, size.trace, forgetting_bound(*size, delta, constant), moments[j].output_energy[layer])
+        one.own += change_energy(concepts[j], moments[j], layer)
+        one.inside += float(moments[j][layer].energy(basis).trace())
+        one.inputs += float(moments[j][layer].diagonal.double().sum())
+        if prior is not None:
+            one.on_prior += change_energy(concepts[j], prior, layer)
+            one.prior_output += prior.output_energy[layer]
 
 
 @dataclass
@@ -125,6 +156,10 @@ class _Sums:
     bound: float = 0.0
     own: float = 0.0
     output: float = 0.0
+    inside: float = 0.0
+    inputs: float = 0.0
+    on_prior: float = 0.0
+    prior_output: float = 0.0
     worst: str | None = None
     worst_share: float = 0.0
 
@@ -134,18 +169,23 @@ class _Sums:
         if of_output is not None and of_output > self.worst_share:
             self.worst, self.worst_share = layer, of_output
 
-    def shares(self) -> dict[str, Any]:
+    def shares(self, has_prior: bool) -> dict[str, Any]:
+        """Of its own change and of the model's own output; the worst layer has most of its own output."""
         return {
+            "captured_energy": self.inside / self.inputs,
             "disturbance": share(self.expected, self.own),
             "disturbance_bound": share(self.bound, self.own),
             "disturbance_of_output": share(self.expected, self.output),
             "disturbance_bound_of_output": share(self.bound, self.output),
             "worst_layer": self.worst,
             "worst_layer_bound_of_output": self.worst_share,
+            # What a concept does to generic prompts, as a share of the model's own output on them.
+            "prior_disturbance": share(self.on_prior, self.prior_output) if has_prior else None,
         }
 
 
-def _on_prior(concept: Concept, prior: Moments) -> float | None:
-    """What a concept does to generic prompts, as a share of the model's own output on them."""
-    change = sum(change_energy(concept, prior, layer) for layer in concept)
-    return share(change, sum(prior.output_energy[layer] for layer in concept))
+@dataclass
+class _Found:
+    of: list[_Sums]
+    overlap: Tensor  # (t, t) energies
+    crosstalk: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from .progress import Phase, Progress
 
 MEASURED_SAMPLES = 48  # noised pictures behind a concept's moments
 FELT_EVERY = 2  # sampling steps between two probes of what the output feels
+PROBED_GROUP = 4  # captions that share these probes; no more are drawn at a time
+DRAWN_POSITIONS = 4096  # of latents, at a time: one picture of 512 pixels, with its empty prompt beside it
 
 
 def measure(
@@ -47,20 +50,28 @@ def measure_prior(
     uncond: Any,
     seed: int = 0,
     steps: int = 6,
-    batch_size: int = 4,
 ) -> Generator[Progress, None, Moments]:
-    """G and Gamma: moments along the model's own sampling of generic captions and the empty prompt; needs no data set."""
+    """G and Gamma: moments along the model's own sampling of generic captions and the empty prompt; needs no data set.
+
+    `shape` is that of a picture's latents: of large ones fewer are drawn at a time, so that no training needs more memory for
+    this than for a step of its own.
+    """
     generator = torch.Generator().manual_seed(seed)
     recorder = Recorder(layers)
-    count = -(-len(conds) // batch_size)
+    size = next(n for n in (PROBED_GROUP, 2, 1) if n * math.prod(shape[1:]) <= DRAWN_POSITIONS or n == 1)
+    count = -(-len(conds) // size)
     for done in range(count):
-        chosen = conds[done * batch_size : (done + 1) * batch_size]
+        first = done * size
+        chosen = conds[first : first + size]
         noise = torch.randn(len(chosen), *shape, generator=generator)
+        # Of the captions of a group each sends noise back in its turn, however many are drawn at a time.
+        place, group = first % PROBED_GROUP, min(PROBED_GROUP, len(conds) - first // PROBED_GROUP * PROBED_GROUP)
         with recorder.attached():
             states = list(euler_trajectory(denoiser, noise, chosen, [uncond] * len(chosen), steps=steps))[:-1]
             for turn, (x, sigma) in enumerate(states[::FELT_EVERY]):
-                one = turn % len(chosen)
-                _probe_output(denoiser, recorder, x[one : one + 1], sigma[None], chosen[one : one + 1], generator)
+                one = turn % group - place
+                if 0 <= one < len(chosen):
+                    _probe_output(denoiser, recorder, x[one : one + 1], sigma[None], chosen[one : one + 1], generator)
         yield Progress(Phase.MEASURING, done + 1, count)
     return recorder.moments()
 

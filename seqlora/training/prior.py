@@ -1,4 +1,4 @@
-"""G and Gamma, what the base model sees and feels of everything else: measured once for each library."""
+"""G and Gamma, what the base model sees and feels of everything else: measured once, and kept for all libraries of a folder."""
 
 from __future__ import annotations
 
@@ -10,32 +10,41 @@ from torch import nn
 
 from ..diffusion.model import Model
 from ..errors import SeqLoRAError
-from ..library.moments_file import header_of, moments_from, tensors_of
+from ..library.moments_file import header_of, moments_of, tensors_of
 from ..library.store import Library, request_hash
 from ..lora.targets import layer_shapes
 from ..method.moments import Moments
 from .bound_file import read_bound, write_bound
-from .checkpoint import FOLDER
 from .measure import measure_prior
 from .progress import TrainingSteps
 
+FOLDER = ".seqlora"  # beside the libraries
+KEPT = 4  # base models; of SDXL's a file has half a GB
 
-def prior_file(library: Library) -> Path:
-    """Where the prior waits for the first concept to be filed: it belongs to a model, which the library has not got before."""
-    return library.path / FOLDER / "prior.safetensors"
+
+def prior_file(library: Library, binding: str) -> Path:
+    """Where the moments of one base model, at one size of pictures, lie for all libraries of this folder."""
+    return library.path.resolve().parent / FOLDER / f"prior-{binding[:16]}.safetensors"
 
 
 def measured_prior(
     library: Library, model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]
 ) -> TrainingSteps[Moments]:
-    """The prior, or what a training that was cancelled found it to be. `shape` is that of the latents."""
-    file = prior_file(library)
-    binding = request_hash(model.fingerprint, model.parts, layer_shapes(layers), model.generic_captions, list(shape))
+    """The prior of a base model, measured unless a training beside this library has done so. `shape` is that of the latents."""
+    shapes = layer_shapes(layers)
+    binding = request_hash(model.fingerprint, model.parts, shapes, model.generic_captions, list(shape))
+    file = prior_file(library, binding)
     with suppress(SeqLoRAError, KeyError, TypeError, ValueError):
         header, tensors = read_bound(file, binding)
-        return moments_from(tensors, header)
+        prior = moments_of(tensors, header, shapes, felt=True)  # checked: a file can be forged
+        with suppress(OSError):
+            file.touch()  # the last one used goes last
+        return prior
     uncond, *generic = model.encode_captions(["", *model.generic_captions])
     prior = yield from measure_prior(model.denoiser, layers, shape, generic, uncond)
-    with suppress(SeqLoRAError):  # a disk that is full will tell when it matters
+    with suppress(SeqLoRAError, OSError):  # a disk that is full will tell when it matters
         write_bound(file, binding, header_of(prior), tensors_of(prior))
+        kept = sorted(file.parent.glob("prior-*.safetensors"), key=lambda path: path.stat().st_mtime)
+        for old in kept[:-KEPT]:
+            old.unlink()
     return prior

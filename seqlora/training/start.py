@@ -18,6 +18,10 @@ from ..method.optimizer import Constraint
 from ..method.penalty import Interference
 from ..settings import Settings
 
+# Largest error of F'F = I with which bases count as orthonormal: what is left of P B along F is that times F'B, so it stays at
+# rounding error.
+ORTHONORMAL = 1e-5
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -51,12 +55,20 @@ def build_stacks(
 
 
 def earlier_directions(name: str, width: int, earlier: Sequence[Concept]) -> Tensor:
-    """F (n, p): an orthonormal basis of the span of all earlier concepts' bases, float64."""
+    """F (n, p): an orthonormal basis of the span of all earlier concepts' bases, fp32.
+
+    Bases that were taught at right angles are one as they are, side by side; of others, such as plain LoRA's, one is made.
+    """
     present = [concept for concept in earlier if name in concept]
     if not present:
-        return torch.zeros(width, 0, dtype=torch.float64)
-    left, singular, _ = torch.linalg.svd(concat_bases(present, name).double(), full_matrices=False)
-    return left[:, singular > 1e-4]
+        return torch.zeros(width, 0)
+    F = concat_bases(present, name).float()
+    gram = F.mT @ F
+    gram.diagonal().sub_(1)
+    if float(gram.abs().max()) <= ORTHONORMAL:
+        return F
+    left, singular, _ = torch.linalg.svd(F.double(), full_matrices=False)
+    return left[:, singular > 1e-4].float()
 
 
 def constrain(
@@ -81,6 +93,7 @@ def constrain(
 def start_basis(
     settings: Settings, name: str, rank: int, earlier: Tensor, own: Moments, others: Moments | None, rng: torch.Generator
 ) -> Tensor:
+    earlier = earlier.double()
     if settings.basis_init == "random":
         return random_basis(len(earlier), rank, earlier, rng)
     if settings.basis_init == "pca" or others is None:
@@ -93,7 +106,9 @@ def interference_of(stack: Stack, others: Moments, prior: Moments, weighting: st
     inputs = [others[name].factor() for name in stack.names]
     if weighting == "sensitivity":
         curvature = prior.output_curvature
-        outputs = [curvature[name].factor() for name in stack.names]
+        outputs = [tuple(part.to(stack.A) for part in curvature[name].factor()) for name in stack.names]
+        for name in stack.names:
+            curvature[name].forget()  # the prior stays for the whole training; this is needed once
         mean = math.fsum(prior.sensitivity(name) for name in curvature) / len(curvature)  # in whatever order a file has them
         weight = torch.full((len(stack.names),), 1 / max(mean, 1e-30))
     else:
@@ -102,12 +117,18 @@ def interference_of(stack: Stack, others: Moments, prior: Moments, weighting: st
     return Interference(*_stacked(inputs, stack.A), *_stacked(outputs, stack.A), weight.to(stack.A))
 
 
-def _stacked(factors: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:
+def _stacked(factors: Sequence[tuple[Tensor, ...]], like: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([v for v, _ in factors]).to(like), torch.stack([d for _, d in factors]).to(like)
 
 
-def constraint_of(stack: Stack, directions: Mapping[str, Tensor]) -> Constraint:
-    return Constraint(_stack_padded([directions[name] for name in stack.names]).to(stack.B))
+def constraint_of(stack: Stack, directions: dict[str, Tensor]) -> Constraint:
+    """Takes what it puts on the device out of `directions`: a layer's F is nowhere twice."""
+    widest = max(directions[name].shape[1] for name in stack.names)
+    F = torch.zeros(len(stack.names), stack.B.shape[1], widest, device=stack.B.device)
+    for i, name in enumerate(stack.names):
+        own = directions.pop(name)
+        F[i, :, : own.shape[1]] = own
+    return Constraint(F)
 
 
 def earlier_bases(stack: Stack, earlier: Sequence[Concept]) -> Tensor:

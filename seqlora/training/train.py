@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from torch import nn
@@ -28,7 +27,7 @@ from . import remarks
 from .checkpoint import FOLDER, MINUTES, Checkpoint
 from .checks import check_latents, memory_advice
 from .encoding import encode_request
-from .prior import measured_prior, prior_file
+from .prior import measured_prior
 from .progress import Phase, Progress, TrainingSteps, run_to_end
 from .request import TrainingRequest, check_request, data_hash, fit_pictures, prepare_captions
 from .result import TrainingReport, TrainResult, thinned
@@ -282,8 +281,6 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: Trai
         encode(request.pictures[0]),
         job.replaces if job.replaces in writer.library.names else None,
     )
-    with suppress(OSError):
-        prior_file(library).unlink()
     job.checkpoint.remove()
     told = (request.name, library.path.name, concept.steps, report.seconds)
     logger.info("'%s' is in library '%s' after %d steps, %.0f s", *told)
@@ -291,7 +288,7 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: Trai
 
 
 def beyond_plan(number: int, capacity: int) -> str:
-    """What to know before concept number `number` is taught: docs/results.md shows what becomes of 101 in a library of 32."""
+    """What to know before concept number `number` is taught: docs/results-earlier.md shows 101 in one of 32."""
     if number <= capacity:
         return ""
     return (

@@ -90,6 +90,8 @@ class ConceptTrainer:
             name: start_basis(self.settings, name, self.ranks[name], F, own, others, self.rng)
             for name, F in self.free_of.items()
         }
+        for moment in own.by_input.values():
+            moment.forget()  # it stays for the whole training; what the bases took of it is needed no more
         self._build(own, bases)
 
     def load_state_dict(self, state: State) -> None:

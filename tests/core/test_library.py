@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from seqlora.errors import SeqLoRAError
 from seqlora.io.atomic import write_bytes
 from seqlora.io.names import checked_name, slug
 from seqlora.io.safetensors_file import write_tensors
-from seqlora.library import lock, writer
+from seqlora.library import loaded, lock, view, writer
 from seqlora.library.lock import LibraryLock
 from seqlora.library.store import Library
 from seqlora.library.verify import verify
@@ -522,6 +523,60 @@ def test_damaged_moments_name_their_file(library):
     ):
         library.moments_sum()
     assert library.load("dog")
+
+
+def test_a_concept_is_read_and_checked_once(library, monkeypatch):
+    file = library.path / library.find("cat").file
+    os.utime(file, (1e9, 1e9))  # long ago
+    first = library.load("cat")
+    monkeypatch.setattr(view, "map_tensors", None)
+    again = library.load("cat")
+    assert again == first and again is not first
+    again.clear()  # is the caller's own
+    assert library.load("cat") == first
+    assert set(library.compose({"cat": 0.3})) == set(first)
+    monkeypatch.undo()
+    data = file.read_bytes()
+    damage(file, data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(SeqLoRAError, match="0001-cat.safetensors was changed since it was written"):
+        library.load("cat")
+
+
+def test_a_new_file_is_not_taken_for_the_one_before_it(library):
+    """Within a tick of the file system's clock two files may have one time."""
+    file = library.path / library.find("cat").file
+    now = time.time_ns()
+    os.utime(file, ns=(now, now))
+    library.load("cat")
+    data = file.read_bytes()
+    damage(file, data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(file, ns=(now, now))
+    with pytest.raises(SeqLoRAError, match="was changed since it was written"):
+        library.load("cat")
+
+
+def test_a_removed_concept_is_held_open_by_nobody(library):
+    file = library.path / library.find("cat").file
+    os.utime(file, (1e9, 1e9))
+    library.load("cat")
+    assert any(key[0] == str(file) for key in loaded._kept)
+    with library.writing() as writer:
+        writer.remove("cat")
+    assert not file.exists() and not any(key[0] == str(file) for key in loaded._kept)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_concept_stays_on_disk_until_it_is_used(library, inference):
+    """And whoever loads it first, others can teach with it."""
+    with torch.inference_mode(inference):
+        pair = library.load("dog")[LAYER]
+    assert not pair.up.is_inference()
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or library.find("dog").file in maps.read_text()
+    x = torch.randn(3, pair.basis.shape[0], requires_grad=True)
+    (x @ pair.basis @ pair.up.mT).sum().backward()
+    pair.up.add_(1)  # of this process alone
+    assert library.without("cat").tensors(library.find("dog"))  # its hash is still right
 
 
 # -- another model

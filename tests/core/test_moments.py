@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlora.method import moments as m
 from seqlora.method.moments import Moment, Recorder
+from seqlora.training import measure as measuring
 from seqlora.training.measure import _probe_output
 from tests.support.small import TOKENS, WIDTH, SmallDenoiser, small_layers
 
@@ -119,6 +121,59 @@ def test_streaming_equals_one_batch():
     for name in layers:
         torch.testing.assert_close(parts[name].sketch, whole[name].sketch, rtol=1e-5, atol=1e-5)
         assert parts.output_energy[name] == pytest.approx(whole.output_energy[name], rel=1e-5)
+
+
+class LargestCopy(TorchDispatchMode):
+    """The most values of any fp32 tensor that is made while this is on."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+            self.most = max(self.most, out.numel())
+        return out
+
+
+def test_rows_are_taken_up_in_parts(monkeypatch):
+    """Of rows in half precision no whole copy is made, and their moments are the same."""
+    layer = nn.Linear(32, 48).bfloat16().requires_grad_(False)
+    x = torch.randn(400, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = []
+    for most in (m.LARGEST_PART, 3200):
+        monkeypatch.setattr(m, "LARGEST_PART", most)
+        recorder = Recorder({"a": layer})
+        with recorder.attached(), LargestCopy() as copies:
+            layer(x)
+        found.append(recorder.moments())
+    assert copies.most <= 3200
+    whole, parts = found
+    torch.testing.assert_close(parts["a"].sketch, whole["a"].sketch, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts["a"].diagonal, whole["a"].diagonal, rtol=1e-5, atol=1e-6)
+    assert parts.output_energy["a"] == pytest.approx(whole.output_energy["a"], rel=1e-5)
+
+
+@pytest.mark.parametrize("at_a_time", [4, 2, 1])
+def test_large_pictures_are_drawn_fewer_at_a_time(monkeypatch, at_a_time):
+    """The output is probed at the same captions and noise levels, and no forward takes more pictures than it should."""
+    denoiser = SmallDenoiser()
+    conds = [torch.full((WIDTH,), 0.1 * number) for number in range(6)]
+    probed, sizes, probe, predict = [], [], measuring._probe_output, SmallDenoiser.__call__
+
+    def noted(denoiser, recorder, x, sigma, cond, generator):
+        probed.append((round(float(cond[0][0]), 3), round(float(sigma), 3)))
+        return probe(denoiser, recorder, x, sigma, cond, generator)
+
+    def counted(self, x, sigma, cond):
+        sizes.append(len(x))
+        return predict(self, x, sigma, cond)
+
+    monkeypatch.setattr(measuring, "_probe_output", noted)
+    monkeypatch.setattr(SmallDenoiser, "__call__", counted)
+    monkeypatch.setattr(measuring, "DRAWN_POSITIONS", at_a_time * WIDTH)
+    told = list(measuring.measure_prior(denoiser, small_layers(denoiser), (TOKENS, WIDTH), conds, conds[0]))
+    assert max(sizes) == 2 * at_a_time and len(told) == -(-6 // at_a_time)
+    assert sorted(probed) == sorted([(0.0, 1.0), (0.1, 0.667), (0.2, 0.333), (0.4, 1.0), (0.5, 0.667), (0.4, 0.333)])
 
 
 def test_the_recorder_leaves_no_trace():

@@ -43,6 +43,7 @@ def test_the_request_of_a_concept_finds_it(library: Library):
 
 
 def test_an_unfinished_training_ends_as_it_would_have(library: Library):
+    """To rounding: the earlier concepts' span has another orthonormal basis today, the bases themselves."""
     notes = []
     taught = run_to_end(
         train_steps(library, small_request("bird", 2, trigger="zyx"), BIRD, SmallModel()),
@@ -50,10 +51,11 @@ def test_an_unfinished_training_ends_as_it_would_have(library: Library):
     )
     assert "Goes on from step 5." in notes and taught.report.resumed_at == 5
     expected, pairs = load_file(OLD / "bird.safetensors"), taught.library.load("bird")
-    assert list(taught.losses) == expected.pop("losses").tolist()
+    assert list(taught.losses) == pytest.approx(expected.pop("losses").tolist(), rel=1e-5)
     assert {f"{name}.{part}" for name in pairs for part in ("up", "basis")} == expected.keys()
     for name, pair in pairs.items():
-        assert torch.equal(pair.up, expected[f"{name}.up"]) and torch.equal(pair.basis, expected[f"{name}.basis"])
+        torch.testing.assert_close(pair.up, expected[f"{name}.up"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pair.basis, expected[f"{name}.basis"], rtol=1e-4, atol=1e-5)
     assert verify(taught.library.path) == []
 
 

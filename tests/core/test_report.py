@@ -10,6 +10,7 @@ from seqlora.cli.main import main
 from seqlora.diffusion.batches import Batches, Examples
 from seqlora.errors import SeqLoRAError
 from seqlora.library.store import Library
+from seqlora.library.view import LibraryView
 from seqlora.method.bound import check_bound, forgetting_bound
 from seqlora.report.report import kind_of, library_report
 from seqlora.settings import Settings
@@ -41,6 +42,24 @@ def dense(library, selection):
 
 def energy(W, moments, layer):
     return float((W @ moments[layer].sketch.double() @ W.mT).trace())
+
+
+def test_what_a_layer_needed_makes_room_for_the_next(library, monkeypatch):
+    """Memory does not grow with the layers: of no moment a factor is kept."""
+    given = []
+
+    def noted(method):
+        def call(self, *args, **more):
+            given.append(method(self, *args, **more))
+            return given[-1]
+
+        return call
+
+    monkeypatch.setattr(LibraryView, "moments", noted(LibraryView.moments))
+    monkeypatch.setattr(LibraryView, "prior", noted(LibraryView.prior))
+    library_report(library, STRENGTHS, DELTA, CONSTANT)
+    assert len(given) == 4
+    assert all(moment._factor is None for moments in given for moment in moments.by_input.values())
 
 
 @pytest.mark.parametrize("names", [["cat", "dog", "owl"], ["owl", "cat"], ["dog"]], ids="+".join)

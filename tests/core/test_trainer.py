@@ -18,7 +18,7 @@ from seqlora.settings import METHODS, method_settings
 from seqlora.training import trainer
 from seqlora.training.measure import measure_prior
 from seqlora.training.progress import run_to_end
-from seqlora.training.start import orthonormalised
+from seqlora.training.start import earlier_directions, orthonormalised
 from seqlora.training.trainer import train_concept
 from tests.support.small import QUICK, TOKENS, WIDTH, Exploding, SmallDenoiser, small_examples, small_layers, small_ranks
 
@@ -286,6 +286,27 @@ def test_adapters_add_exactly_a_b_x(denoiser):
         found = layers[name](x).detach()
     torch.testing.assert_close(found, before + x @ (A[0] @ B[0].mT).mT, rtol=1e-5, atol=1e-5)
     assert torch.equal(layers[name](x), before)
+
+
+# -- the room that is left
+
+
+def test_bases_at_right_angles_are_the_complement_as_they_are(sixteen):
+    earlier = [t.pairs for t in sixteen[:4]]
+    name = "diffusion_model.blocks.0.attn_q"
+    assert torch.equal(earlier_directions(name, WIDTH, earlier), torch.cat([concept[name].basis for concept in earlier], 1))
+
+
+@pytest.mark.parametrize("by", [1e-3, 1.0])
+def test_of_bases_that_overlap_one_is_made(sixteen, by):
+    name = "diffusion_model.blocks.0.attn_q"
+    one, other = (t.pairs[name].basis for t in sixteen[:2])
+    leaning = torch.linalg.qr(other + by * one)[0]
+    earlier = [{name: LoRAPair(basis, basis)} for basis in (one, leaning, one)]
+    F = earlier_directions(name, WIDTH, earlier)
+    assert F.shape == (WIDTH, 4) and torch.allclose(F.mT @ F, torch.eye(4), atol=1e-6)
+    for basis in (one, leaning):
+        assert torch.allclose(F @ (F.mT @ basis), basis, atol=1e-5)
 
 
 # -- context
