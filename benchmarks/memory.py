@@ -140,6 +140,7 @@ class Watched:
 
 def training(path: Path, layers: dict[str, nn.Module]) -> dict[str, float]:
     """From opening the library to the first step, and drawing the earlier concepts anew; the model itself is not there."""
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # what torch imports for its first optimiser is no part of this
     with Watched() as start:
         library = Library.open(path)
         earlier = [library.load(name) for name in library.names]

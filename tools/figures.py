@@ -8,6 +8,7 @@ Takes about a quarter of an hour on two CPU cores.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import re
 import shutil
@@ -79,9 +80,12 @@ def _change(pair: LoRAPair) -> torch.Tensor:
     return pair.up.double() @ pair.basis.double().mT
 
 
-def step_cost() -> str:
-    command = [sys.executable, "-m", "benchmarks.step_cost"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+def printed_by(module: str, malloc: bool = True) -> str:
+    """What a benchmark prints, on one thread; without `malloc` not as under env.sh, where freed memory stays in the process."""
+    env = {name: value for name, value in os.environ.items() if malloc or not name.startswith("MALLOC_")}
+    env |= {"OMP_NUM_THREADS": "1"} | ({} if malloc else {"MALLOC_ARENA_MAX": "1"})
+    command = [sys.executable, "-m", module]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=env).stdout.strip()
 
 
 def main() -> None:
@@ -109,7 +113,12 @@ def main() -> None:
 
         parts["Orthogonality"] = lambda: orthogonality(sixteen_concepts())
         parts["Composition"] = lambda: composition_error(sixteen_concepts())
-        parts["Cost of a training step (`make bench-step`; steps taken in turn, processor time of one thread)"] = step_cost
+        parts["Cost of a training step (`make bench-step`; steps taken in turn, processor time of one thread)"] = lambda: (
+            printed_by("benchmarks.step_cost")
+        )
+        parts["What grows with a library (`make bench-memory`; random weights, one thread)"] = lambda: printed_by(
+            "benchmarks.memory", malloc=False
+        )
         page = ["# Figures", "", "Written by `python tools/figures.py`; not edited by hand.", ""]
         where = processor.group(1) if processor else platform.machine()
         here = f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, no GPU."
