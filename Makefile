@@ -6,6 +6,9 @@ PYTHON := .venv/bin/python
 TORCH ?= torch==2.13.0
 # More arguments for pytest: make test ARGS="-k manifold"
 ARGS ?=
+# Two at a time, one thread each: the tests wait for servers and browsers as long as they compute. A file's tests stay together,
+# because they share what is slow to make, and files go in the order of their folders, the slow ones first.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
@@ -35,10 +38,10 @@ demo: $(INSTALLED)
 	. tools/env.sh && .venv/bin/seqlora demo --out build/demo
 
 test: $(INSTALLED)
-	. tools/env.sh && $(PYTHON) -m pytest -m "not exhaustive" $(ARGS)
+	. tools/env.sh && $(PYTEST) -m "not exhaustive" $(ARGS)
 
 test-all: $(INSTALLED)
-	. tools/env.sh && $(PYTHON) -m pytest $(ARGS)
+	. tools/env.sh && $(PYTEST) $(ARGS)
 
 check: $(INSTALLED) check-web
 	$(PYTHON) -m ruff check .
