@@ -46,7 +46,7 @@ test-all: $(INSTALLED)
 check: $(INSTALLED) check-web
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy seqlora nodes
+	$(PYTHON) -m mypy seqlora nodes benchmarks tools demo_model
 
 # The editor's scripts: lint and types. Left out, and said so, where npm is missing or cannot install what that takes.
 check-web:

@@ -137,15 +137,15 @@ def main() -> None:
             open_times += opened
             pair = statistics.median(closed), statistics.median(opened)
             print(f"round {number + 1}: closed {pair[0] * 1e3:.1f} ms a step, open {pair[1] * 1e3:.1f} ms", flush=True)
-        closed, opened = statistics.median(closed_times), statistics.median(open_times)
+        without, beside = statistics.median(closed_times), statistics.median(open_times)
         shared = ", on ONE core together" if host_core == browser_core else ", each on its own core"
         print(f"{args.renderer}: {args.rounds} x {args.steps} steps each way{shared}")
-        print(f"closed {closed * 1e3:.2f} ms, open {opened * 1e3:.2f} ms: {opened / closed:.4f} x (at most {BAR})")
+        print(f"closed {without * 1e3:.2f} ms, open {beside * 1e3:.2f} ms: {beside / without:.4f} x (at most {BAR})")
         print(f"{statistics.mean(events):.1f} events a second")
         train(host, with_previews)
         (state,) = [one for one in host.get("/seqlora/training")["trainings"] if one["previews"]]
         drawn, seconds = len(state["previews"]), state["preview_seconds"]
-        print(f"{drawn} previews took {seconds:.1f} s, beside {args.steps * closed:.1f} s for all steps")
+        print(f"{drawn} previews took {seconds:.1f} s, beside {args.steps * without:.1f} s for all steps")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,8 @@ class Augmentation:
 
 def train(augment: Augmentation, seconds: float, steps: int, batch: int) -> judge.Classifier:
     """`steps` is what decides the result; `seconds` only stops a run that is too slow to be worth waiting for."""
-    classifier = judge.Classifier().to(memory_format=torch.channels_last)
+    classifier = judge.Classifier()
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     decay = [p for p in classifier.parameters() if p.ndim > 1]
     rest = [p for p in classifier.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0}], 4e-3)
@@ -119,7 +120,9 @@ def train(augment: Augmentation, seconds: float, steps: int, batch: int) -> judg
             logits = classifier(images)
         loss = F.cross_entropy(logits.float(), index)
         loss.backward()
-        optimizer.step(), schedule.step(), optimizer.zero_grad()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
         total, right = total + loss.item(), right + (logits.argmax(1) == index).sum().item()
         if step % 100 == 0:
             print(f"{step} loss {total / 100:.3f} right {right / batch:.1f} % {time.time() - clock:.0f} s", flush=True)

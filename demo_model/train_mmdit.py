@@ -20,7 +20,7 @@ from benchmarks.emoji101.mmdit import CONFIG, WEIGHTS, MMDiTModel, velocity
 from demo_model.train_unet import Pictures, learning_rate
 
 
-def optimizers(transformer: torch.nn.Module, rate: float, matrix_rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(transformer: SD3Transformer2DModel, rate: float, matrix_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, which learn several times faster so; AdamW for the rest."""
     matrices = [w for w in transformer.transformer_blocks.parameters() if w.ndim == 2]
     taken = {id(w) for w in matrices}

@@ -12,6 +12,8 @@ from ..seqlora.lora.compose import parse_selection
 from . import host
 from .library import LibraryHandle, LibraryType, triggers_of
 
+MOST = 10.0  # strength, either way
+
 
 class ApplyComposed(io.ComfyNode):
     @classmethod
@@ -35,8 +37,8 @@ class ApplyComposed(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-10.0,
-                    max=10.0,
+                    min=-MOST,
+                    max=MOST,
                     step=0.05,
                     tooltip="Multiplies the strengths of all concepts. They were taught for 1.",
                 ),
@@ -54,7 +56,9 @@ class ApplyComposed(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, library: LibraryHandle, concepts: str, strength: float, clip: Any = None) -> io.NodeOutput:
         if not math.isfinite(strength):  # from another node; the widget has bounds
-            raise SeqLoRAError(f"strength is {strength}, which is no number to multiply with", "connect one between -10 and 10")
+            raise SeqLoRAError(
+                f"strength is {strength}, which is no number to multiply with", f"connect one from {-MOST:g} to {MOST:g}"
+            )
         opened = library.open()
         selection = parse_selection(concepts, opened.names)
         triggers = triggers_of(opened.find(name) for name in selection)

@@ -57,8 +57,14 @@ def _options(kind: type) -> dict[str, Option]:
     }
 
 
+class _Checked:
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            OPTIONS[name].check(value)
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(_Checked):
     """What decides what is learned. What is left to the model must be `resolved` before a training.
 
     Raises SeqLoRAError for a value out of bounds.
@@ -130,10 +136,6 @@ class Settings:
         0.0, "Strength of O-LoRA's soft penalty on bases that overlap, for comparisons. 0 turns it off.", 0.0, 1000.0, 0.1
     )
 
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            OPTIONS[name].check(value)
-
     def with_(self, **changes: Any) -> Settings:
         return replace(self, **changes)
 
@@ -169,7 +171,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(_Checked):
     """How a training is run and shown. Raises SeqLoRAError for a value out of bounds."""
 
     method: str = _option(
@@ -201,10 +203,6 @@ class RunOptions:
         advanced=False,
     )
     preview_prompt: str = _option("", "What previews show. Empty: 'a photo of {trigger} {class word}'.")
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            OPTIONS[name].check(value)
 
 
 OPTIONS: Mapping[str, Option] = _options(Settings) | _options(RunOptions)

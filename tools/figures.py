@@ -26,7 +26,7 @@ from seqlora.library.export import export_composed
 from seqlora.library.store import Library
 from seqlora.lora.compose import compose
 from seqlora.lora.formats import from_native
-from seqlora.lora.types import LoRAPair
+from seqlora.lora.types import Concept, LoRAPair
 from seqlora.method.metrics import basis_error
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def demo() -> str:
 def orthogonality(library: Library) -> str:
     """After 16 concepts: in the fp32 files of the library and in fp16 exports of each."""
     stored = [library.load(name) for name in library.names]
-    exported = []
+    exported: list[Concept] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in library.names:
             path = export_composed(library, {name: 1.0}, Path(folder) / f"{len(exported)}.safetensors", "comfyui", "fp16")
@@ -70,7 +70,7 @@ def composition_error(library: Library) -> str:
     composed = compose(list(zip(concepts, strengths, strict=True)))
     worst = 0.0
     for layer, pair in composed.items():
-        total = sum(s * _change(c[layer]) for c, s in zip(concepts, strengths, strict=True))
+        total = torch.stack([s * _change(c[layer]) for c, s in zip(concepts, strengths, strict=True)]).sum(0)
         found = pair.up @ pair.basis.mT
         worst = max(worst, float((found.double() - total).norm() / total.norm()))
     return f"largest relative error of a layer's sum of {len(concepts)} concepts: {worst:.1e}"

@@ -6,7 +6,7 @@ A page marks where they go: `<!-- settings -->` ... `<!-- /settings -->`, and `f
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seqlora.families import BASIS_SHARE, FAMILIES
@@ -33,8 +33,8 @@ MEASURED = {"en": ("a starting point", "measured"), "zh": ("\u8d77\u70b9", "\u5b
 def renewed(page: str, words: Mapping[str, Any], language: str) -> str:
     """The page with its tables as they must be. `words` are the node's in this language, as in nodeDefs.json."""
     for name, table in (("settings", settings_table(words.get("inputs", {}), language)), ("families", family_table(language))):
-        mark = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        page = mark.sub(lambda found, table=table: f"{found[1]}\n{table}\n{found[2]}", page)
+        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)", re.DOTALL)
+        page = between.sub(table.replace("\\", r"\\"), page)
     return page
 
 
@@ -68,6 +68,6 @@ def _default(option: Option, language: str) -> str:
     return f" {DEFAULT[language]}: {shown}." if language == "en" else f"{DEFAULT[language]}\uff1a{shown}\u3002"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("|" + "|".join(line) + "|" if line == lines[1] else f"| {' | '.join(line)} |" for line in lines)

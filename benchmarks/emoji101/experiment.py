@@ -124,7 +124,7 @@ class Bench:
             pictures = measures.draw(self.model, concept, [subjects.prompt(emoji)])
             judged = measures.judge(pictures, [emoji], among, [i])
             loss = measures.denoising(self.model, concept, subjects.held_out_examples(self.model, emoji))
-            for key, value in {**judged, "loss": [loss]}.items():
+            for key, value in (judged | {"loss": [loss]}).items():
                 found.setdefault(key, []).extend(value)
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from seqlora.method.moments import Moments
 from seqlora.method.trained import TrainedConcept
 from seqlora.settings import Settings, legacy_names
 from seqlora.training.measure import measure_concept, measure_prior
-from seqlora.training.progress import Progress, run_to_end
+from seqlora.training.progress import Progress, TrainingSteps, run_to_end
 from seqlora.training.trainer import RECORDED, train_concept
 
 from . import subjects
@@ -127,7 +127,7 @@ class Run:
         return lessons
 
 
-def timed(run: Generator[Progress, None, TrainedConcept]) -> tuple[TrainedConcept, dict]:
+def timed(run: TrainingSteps[TrainedConcept]) -> tuple[TrainedConcept, dict]:
     """Runs a training to its end; also what it says of itself, with the median seconds of its steps."""
     seconds: list[float] = []
     last = time.process_time()  # not the clock: runs share the machine's cores

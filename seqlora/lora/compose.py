@@ -19,6 +19,7 @@ _COLON = re.compile("[:\uff1a]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _TAG = re.compile(r"<lora:([^:>]+):?([^:>]*)")
 MAX_STRENGTH = 100.0  # either way
+STRENGTHS = f"from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}"  # in sentences
 
 
 def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
@@ -41,7 +42,7 @@ def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
         if strength is None:
             raise SeqLoRAError(
                 f"'{line}' has no usable strength after the colon",
-                f"write a number from -100 to 100, for example '{name}: 0.8'",
+                f"write a number {STRENGTHS}, for example '{name}: 0.8'",
             )
         if name != "*" and name not in known:
             raise SeqLoRAError(f"There is no concept '{name}' in this library", f"it has: {', '.join(known) or 'none yet'}")
@@ -59,7 +60,7 @@ def _known_name(said: str, known: Sequence[str]) -> str:
 
 
 def _number(said: str) -> float | None:
-    """None where it is none from -100 to 100."""
+    """None where it is no strength."""
     value = float(said) if _NUMBER.fullmatch(said) else math.inf
     return value if abs(value) <= MAX_STRENGTH else None
 

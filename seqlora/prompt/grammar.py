@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from ..errors import SeqLoRAError
 from ..io.text import unspaced, word_pattern
 from ..library.manifest import Record
-from ..lora.compose import MAX_STRENGTH
+from ..lora.compose import MAX_STRENGTH, STRENGTHS
 
 _NUMBER = re.compile(r":\s?([+-]?(?:\d+\.?\d*|\.\d+))(?![\w.])", re.ASCII)
 _QUOTED = re.compile(r'"([^"\n]*)"')
@@ -103,7 +103,7 @@ def _mention(text: str, at: int, depth: int, records: Sequence[Record]) -> tuple
         return record, None, end
     strength = float(number[1])
     if abs(strength) > MAX_STRENGTH:
-        raise SeqLoRAError(f"The strength {number[1]} of @{record.name} is too large", "use one between -10 and 10")
+        raise SeqLoRAError(f"The strength {number[1]} of @{record.name} is too large", f"use one {STRENGTHS}")
     return record, strength, number.end()
 
 

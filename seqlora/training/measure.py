@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..diffusion.denoiser import Denoiser, expand
 from ..diffusion.gradients import differentiable
 from ..diffusion.sampling import euler_trajectory
 from ..method.moments import Moments, Recorder
-from .progress import Phase, Progress
+from .progress import Phase, Progress, TrainingSteps
 
 MEASURED_SAMPLES = 48  # noised pictures behind a concept's moments
 FELT_EVERY = 2  # sampling steps between two probes of what the output feels
@@ -24,7 +24,7 @@ DRAWN_POSITIONS = 4096  # of latents, at a time: one picture of 512 pixels, with
 
 def measure(
     denoiser: Denoiser, layers: Mapping[str, nn.Module], batches: Iterable[Batch], count: int
-) -> Generator[Progress, None, Moments]:
+) -> TrainingSteps[Moments]:
     """Moments of the layers' inputs on noised training pictures, on the bare model."""
     recorder = Recorder(layers)
     for done, batch in enumerate(batches, 1):
@@ -36,7 +36,7 @@ def measure(
 
 def measure_concept(
     denoiser: Denoiser, layers: Mapping[str, nn.Module], batches: Batches
-) -> Generator[Progress, None, Moments]:
+) -> TrainingSteps[Moments]:
     """C_t, from the first batches of a training."""
     forwards = -(-MEASURED_SAMPLES // batches.size)
     return measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
@@ -50,7 +50,7 @@ def measure_prior(
     uncond: Any,
     seed: int = 0,
     steps: int = 6,
-) -> Generator[Progress, None, Moments]:
+) -> TrainingSteps[Moments]:
     """G and Gamma: moments along the model's own sampling of generic captions and the empty prompt; needs no data set.
 
     `shape` is that of a picture's latents: of large ones fewer are drawn at a time, so that no training needs more memory for

@@ -83,7 +83,7 @@ def test_a_prompt_is_read(text: str, said: str, strengths: dict[str, float]):
         ("@rax", "There is no concept 'rax' in this library; did you mean @rex?"),
         ('@"red kettel"', "There is no concept 'red kettel' in this library; did you mean @red kettle?"),
         ("@xylophone", "There is no concept 'xylophone' in this library; it has: rex, red kettle"),
-        ("@rex:1000", "The strength 1000 of @rex is too large"),
+        ("@rex:1000", "The strength 1000 of @rex is too large; use one from -100 to 100."),
         ("@rex:0.5 @rex:0.6", "The prompt gives @rex two strengths"),
     ],
 )
