@@ -70,7 +70,9 @@ def tuned_settings(pool: Pool, keys: Sequence[str], folder: Path, architecture: 
     """Of each method: as filed, or tuned now and filed."""
     parents = dict.fromkeys(METHODS[key].tuned_like or key for key in keys)
     wanted = [*dict.fromkeys([*parents, *keys])]
-    filed = {key: records.read(records.tuning_path(folder, architecture, key)).get("chosen") for key in wanted}
+    filed: dict[str, dict[str, float]] = {
+        key: records.read(records.tuning_path(folder, architecture, key)).get("chosen", {}) for key in wanted
+    }
     anew = [key for key in wanted if not filed[key]]
     grid = [
         (key, i) for key in dict.fromkeys(METHODS[key].tuned_like or key for key in anew) for i in range(len(METHODS[key].grid))

@@ -34,9 +34,7 @@ def measure(
     return recorder.moments()
 
 
-def measure_concept(
-    denoiser: Denoiser, layers: Mapping[str, nn.Module], batches: Batches
-) -> TrainingSteps[Moments]:
+def measure_concept(denoiser: Denoiser, layers: Mapping[str, nn.Module], batches: Batches) -> TrainingSteps[Moments]:
     """C_t, from the first batches of a training."""
     forwards = -(-MEASURED_SAMPLES // batches.size)
     return measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
