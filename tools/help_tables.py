@@ -34,7 +34,7 @@ def renewed(page: str, words: Mapping[str, Any], language: str) -> str:
     """The page with its tables as they must be. `words` are the node's in this language, as in nodeDefs.json."""
     for name, table in (("settings", settings_table(words.get("inputs", {}), language)), ("families", family_table(language))):
         between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)", re.DOTALL)
-        page = between.sub(table.replace("\\", r"\\"), page)
+        page = between.sub("\n" + table.replace("\\", r"\\") + "\n", page)
     return page
 
 
