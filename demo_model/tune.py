@@ -44,9 +44,9 @@ def main() -> None:
             settings: Settings = method_settings(method, DEMO_SETTINGS).with_(**changes)
             with tempfile.TemporaryDirectory() as folder:
                 library = teach_all(Path(folder) / "tuning", concepts, settings, model, 4, lambda *_: None)
-                held = [library.load(e.name) for e in concepts]
-            alone = torch.cat([draw(model, c, [p], args.samples, 0) for c, p in zip(held, prompts, strict=True)])
-            together = draw(model, compose([(c, 1.0) for c in held]), prompts, args.samples, 0)
+                held, words = [library.load(e.name) for e in concepts], library.triggers(library.names)
+            alone = torch.cat([draw(model, c, [p], args.samples, 0, words) for c, p in zip(held, prompts, strict=True)])
+            together = draw(model, compose([(c, 1.0) for c in held]), prompts, args.samples, 0, words)
             shares = [float(recognised(pictures, concepts).float().mean()) for pictures in (alone, together)]
             print(f"{method:10}{changes!s:70}{shares[0]:8.0%}{shares[1]:10.0%}", flush=True)
 

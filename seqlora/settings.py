@@ -135,6 +135,16 @@ class Settings(_Checked):
     overlap: float = _option(
         0.0, "Strength of O-LoRA's soft penalty on bases that overlap, for comparisons. 0 turns it off.", 0.0, 1000.0, 0.1
     )
+    trigger_vectors: int = _option(
+        0,
+        "How many vectors of its own the concept learns in the place of its trigger's, as textual inversion does. 0: none. "
+        "Text encoders that take none are left as they are.",
+        0,
+        16,
+    )
+    trigger_learning_rate: float = _option(
+        0.05, "Learning rate of the trigger's vectors, as a share of the size of the text encoder's own.", 0.0, 1.0, 0.01
+    )
 
     def with_(self, **changes: Any) -> Settings:
         return replace(self, **changes)
@@ -158,7 +168,7 @@ class Settings(_Checked):
         )
 
 
-_PUBLISHED = {"interference_weight": 0.0, "co_training": "modular"}
+_PUBLISHED = {"interference_weight": 0.0, "co_training": "modular", "trigger_vectors": 0}
 METHODS: dict[str, dict[str, Any]] = {
     "seqlora": {},
     "lora": {"basis_init": "random", "orthogonality": "none", **_PUBLISHED},
@@ -234,6 +244,7 @@ def method_of(record: Mapping[str, Any]) -> str:
 # What format 1 of libraries called some settings, in whose names requests are hashed for good.
 NAMES_1 = {"basis_init": "basis_start", "co_training": "context", "interference_weight": "interference"}
 _FREE_1 = "free"  # orthogonality="none"
+_TRIGGER = ("trigger_vectors", "trigger_learning_rate")  # format 1 began without; then a concept had no vectors
 
 
 def from_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +253,7 @@ def from_record(record: Mapping[str, Any]) -> dict[str, Any]:
     found = {today.get(name, name): value for name, value in record.items()}
     if found.get("orthogonality") == _FREE_1:
         found["orthogonality"] = "none"
-    return found
+    return {"trigger_vectors": 0} | found
 
 
 def legacy_names(settings: Settings) -> dict[str, Any]:
@@ -250,4 +261,4 @@ def legacy_names(settings: Settings) -> dict[str, Any]:
     found = {NAMES_1.get(name, name): value for name, value in asdict(settings).items()}
     if settings.orthogonality == "none":
         found["orthogonality"] = _FREE_1
-    return found
+    return found if settings.trigger_vectors else {name: value for name, value in found.items() if name not in _TRIGGER}

@@ -28,10 +28,12 @@ from torch import Tensor, nn
 
 from ...seqlora.demo.pictures import generic_captions
 from ...seqlora.diffusion.fingerprint import some_values, weights_hash
+from ...seqlora.diffusion.model import NO_TRIGGERS
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.families import family_of
 from ...seqlora.lora.layouts import layout_from_native
 from ...seqlora.lora.targets import TARGETS, choose_layers, layer_shapes, linear_layers, repeated_blocks
+from ...seqlora.lora.types import Triggers, Vectors
 from ...seqlora.training.captions import GENERIC_CAPTIONS
 from .demo_model import DemoConfig
 from .denoiser import Caption, HostDenoiser
@@ -122,6 +124,8 @@ def _let_go(patcher: Any) -> None:
 class HostModel:
     """The core's `Model` over the host's MODEL, CLIP and VAE."""
 
+    text_encoders: Sequence[str] = ()
+
     def __init__(self, patcher: Any, original: Any, clip: Any, vae: Any):
         self.patcher, self.clip, self.vae = patcher, clip, vae
         self.denoiser = HostDenoiser(patcher)
@@ -164,7 +168,10 @@ class HostModel:
         self._shape = tuple(latents[0].shape)
         return latents
 
-    def encode_captions(self, captions: Sequence[str]) -> list[Caption]:
+    def own_vectors(self, word: str, count: int) -> Vectors:
+        return {}
+
+    def encode_captions(self, captions: Sequence[str], triggers: Triggers = NO_TRIGGERS) -> list[Caption]:
         self.denoiser.rest()
         known: dict[str, Caption] = {}
         for text in dict.fromkeys(captions):

@@ -16,7 +16,7 @@ from ..families import family_of
 from ..lora.attach import Stack, added
 from ..lora.layouts import PREFIX, TRANSFORMER, diffusers_unet_names, native_to_diffusers
 from ..lora.targets import choose_layers, layer_shapes, linear_layers
-from ..lora.types import LoRAPair
+from ..lora.types import LoRAPair, Vectors
 from ..training.captions import GENERIC_CAPTIONS
 
 
@@ -27,6 +27,7 @@ class HeadlessModel:
     picture_side: int  # pixels; what the model was trained on
     latent_shape: tuple[int, int, int]  # of such a picture
     default_guidance = 3.0
+    text_encoders: Sequence[str] = ()
 
     def __init__(self, network: nn.Module, denoiser: Any, layout: Mapping[str, Any]):
         self.network, self.denoiser, self.layout = network, denoiser, layout
@@ -49,6 +50,9 @@ class HeadlessModel:
             return {TRANSFORMER + path: module for path, module in layers.items()}
         native = diffusers_unet_names(self.network.config)  # type: ignore[arg-type]
         return {PREFIX + native[path]: module for path, module in layers.items() if path in native}
+
+    def own_vectors(self, word: str, count: int) -> Vectors:
+        return {}
 
     @contextmanager
     def using(self, composed: Mapping[str, LoRAPair]) -> Iterator[None]:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.fingerprint import weights_hash
+from ..diffusion.model import NO_TRIGGERS
 from ..errors import SeqLoRAError
+from ..lora.types import Triggers
 from .denoisers import Predict
 from .model import HeadlessModel
 
@@ -113,7 +115,7 @@ class PipelineModel(HeadlessModel):
         return (torch.stack(pictures).movedim(1, -1) / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def encode_captions(self, captions: Sequence[str]) -> list[dict[str, Tensor]]:
+    def encode_captions(self, captions: Sequence[str], triggers: Triggers = NO_TRIGGERS) -> list[dict[str, Tensor]]:
         encoders = [getattr(self.pipe, name, None) for name in ENCODERS]
         with self._on_device(*encoders):
             by_caption = {c: {key: value[0] for key, value in self._encode(c).items()} for c in dict.fromkeys(captions)}

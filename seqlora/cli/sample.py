@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ..api import load_model
+from ..diffusion.model import NO_TRIGGERS
 from ..diffusion.sampling import euler
 from ..library.store import Library
 from ..lora.compose import parse_selection
@@ -31,16 +32,17 @@ def add_commands(command: Command) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     model = load_model(args.model)
-    text, composed = args.prompt, {}
+    text, composed, triggers = args.prompt, {}, NO_TRIGGERS
     if args.library:
         library = Library.open(args.library)
         prompt = read_prompt(args.prompt, library.concepts)
         chosen = parse_selection("\n".join(args.concepts), library.names) if args.concepts else prompt.strengths
-        text, composed = prompt.text, library.compose({name: s for name, s in chosen.items() if s})
+        on = {name: s for name, s in chosen.items() if s}
+        text, composed, triggers = prompt.text, library.compose(on), library.triggers(on)
     generator = torch.Generator().manual_seed(args.seed)
     with torch.inference_mode(), model.using(composed):
         noise = torch.randn(args.count, *model.latent_shape, generator=generator)
-        cond, uncond = model.encode_captions([text, ""])
+        cond, uncond = model.encode_captions([text, ""], triggers)
         guidance = model.default_guidance if args.guidance is None else args.guidance
         latents = euler(model.denoiser, noise, [cond] * args.count, [uncond] * args.count, guidance, args.steps)
         pictures = model.decode(latents)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..backends.denoisers import FlowDenoiser
 from ..backends.model import HeadlessModel
+from ..diffusion.model import NO_TRIGGERS
 from ..lora.layouts import layout_of
+from ..lora.types import Triggers, Vectors
 from .pictures import generic_captions
 
 
@@ -20,6 +22,7 @@ class DemoModel(HeadlessModel):
     generic_captions: Sequence[str] = generic_captions()
     picture_side = 64
     latent_shape = (16, 16, 16)
+    text_encoders = ("micro",)
 
     def __init__(self, path: Path | None = None):
         from . import micro
@@ -46,9 +49,12 @@ class DemoModel(HeadlessModel):
             latents.append(self.micro.vae.encode(pixels[None])[0])
         return latents
 
+    def encode_captions(self, captions: Sequence[str], triggers: Triggers = NO_TRIGGERS) -> list[Tensor]:
+        return list(self.micro.encode_text(captions, triggers))
+
     @torch.no_grad()
-    def encode_captions(self, captions: Sequence[str]) -> list[Tensor]:
-        return list(self.micro.encode_text(list(captions)))
+    def own_vectors(self, word: str, count: int) -> Vectors:
+        return {self.text_encoders[0]: self.micro.own_vectors(word, count)}
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, 16, h, w) -> pictures (n, H, W, 3) in 0..1."""

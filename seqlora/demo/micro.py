@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..io.text import split_at_words
+from ..lora.types import Triggers
+
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "micro.safetensors"
 IMAGE_SIZE = 64
@@ -25,6 +29,7 @@ PATCH = 4
 LATENT_CHANNELS = 16
 CONTEXT_DIM = 128
 MAX_WORDS = 20
+ENCODER = "micro"  # the text encoder's name where trigger vectors are kept
 
 UNET_CONFIG = {  # diffusers' names
     "sample_size": IMAGE_SIZE // PATCH,
@@ -78,17 +83,21 @@ class TextEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(CONTEXT_DIM)
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, own: Sequence[tuple[int, int, Tensor]] = ()) -> Tensor:
+        """`own`: vectors in the place of a word's, each with the text and the place that it stands at."""
         known = self.embedding.num_embeddings
         out = self.embedding(ids.clamp(max=known - 1))
         unknown = (ids >= known).nonzero()
         if len(unknown):
             rows = torch.stack([_random_embedding(int(ids[b, w])) for b, w in unknown.tolist()])
             out = out.index_put(tuple(unknown.T), rows.to(out))
+        if own:
+            places = torch.tensor([place[:2] for place in own], device=out.device)
+            out = out.index_put(tuple(places.T), torch.stack([vector for *_, vector in own]).to(out))
         return F.rms_norm(out, (CONTEXT_DIM,))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.norm(self.layers(self.embed(ids) + self.position))
+    def forward(self, ids: Tensor, own: Sequence[tuple[int, int, Tensor]] = ()) -> Tensor:
+        return self.norm(self.layers(self.embed(ids, own) + self.position))
 
 
 def _random_embedding(seed: int) -> Tensor:
@@ -129,9 +138,26 @@ class MicroModel:
     vae: PatchAutoencoder
     tokenizer: Tokenizer
 
-    def encode_text(self, captions: list[str]) -> Tensor:
-        device = self.text.position.device
-        return self.text(torch.tensor([self.tokenizer(c) for c in captions], device=device))
+    def encode_text(self, captions: Sequence[str], triggers: Triggers | None = None) -> Tensor:
+        """Contexts (captions, MAX_WORDS, CONTEXT_DIM); words of `triggers` are replaced by the vectors for ENCODER."""
+        ids, own = torch.zeros(len(captions), MAX_WORDS, dtype=torch.long), []
+        for row, caption in enumerate(captions):
+            words: list[int | Tensor] = []
+            for before, trigger in split_at_words(caption, triggers or ()):
+                words += [self.tokenizer.word_id(word) for word in self.tokenizer.split(before)]
+                words += list(triggers[trigger][ENCODER]) if triggers and trigger else []
+            for place, word in enumerate(words[:MAX_WORDS]):
+                if isinstance(word, Tensor):
+                    own.append((row, place, word))
+                else:
+                    ids[row, place] = word
+        return self.text(ids.to(self.text.position.device), own)
+
+    def own_vectors(self, word: str, count: int) -> Tensor:
+        """The embeddings of a word that has none, as often as asked for: (count, CONTEXT_DIM)."""
+        ids = [self.tokenizer.word_id(part) for part in self.tokenizer.split(word)]
+        found = self.text.embed(torch.tensor([ids], device=self.text.position.device))[0]
+        return found[[i * len(ids) // count for i in range(count)]]
 
 
 def read_weights(path: Path = WEIGHTS) -> tuple[dict[str, dict[str, Tensor]], Tokenizer]:

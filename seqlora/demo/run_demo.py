@@ -18,11 +18,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..diffusion.model import NO_TRIGGERS
 from ..diffusion.sampling import euler
 from ..errors import SeqLoRAError
 from ..library.store import Library
 from ..lora.compose import compose
-from ..lora.types import LoRAPair
+from ..lora.types import LoRAPair, Triggers
 from ..method.metrics import basis_error, crosstalk
 from ..settings import Settings, method_settings
 from ..training.progress import Progress, run_to_end
@@ -68,9 +69,16 @@ def teach_all(
 
 
 @torch.inference_mode()
-def draw(model: DemoModel, composed: Mapping[str, LoRAPair], prompts: Sequence[str], samples: int, seed: int) -> Tensor:
+def draw(
+    model: DemoModel,
+    composed: Mapping[str, LoRAPair],
+    prompts: Sequence[str],
+    samples: int,
+    seed: int,
+    triggers: Triggers = NO_TRIGGERS,
+) -> Tensor:
     """Pictures (prompts, samples, H, W, 3); the same seeds for the same prompts, whatever the model holds."""
-    conds = [cond for cond in model.encode_captions(prompts) for _ in range(samples)]
+    conds = [cond for cond in model.encode_captions(prompts, triggers) for _ in range(samples)]
     uncond = model.encode_captions([""]) * len(conds)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(conds), *model.latent_shape, generator=generator)
@@ -112,11 +120,13 @@ def run_demo(out: Path, count: int = 8, seed: int = 0, rank: int = 4, say: Calla
         seconds[method] = time.monotonic() - start
     held = {method: [library.load(e.name) for e in concepts] for method, library in libraries.items()}
     say("Drawing ...")
-    alone = {m: torch.cat([draw(model, c, [p], SAMPLES, seed) for c, p in zip(held[m], prompts, strict=True)]) for m in held}
-    together = {}
+    alone, together = {}, {}
     for method, concepts_held in held.items():
         everything = compose([(concept, 1.0) for concept in concepts_held])
-        together[method] = torch.cat([draw(model, everything, [p], SAMPLES, seed) for p in prompts])
+        words = libraries[method].triggers(libraries[method].names)
+        pairs = zip(concepts_held, prompts, strict=True)
+        alone[method] = torch.cat([draw(model, concept, [p], SAMPLES, seed, words) for concept, p in pairs])
+        together[method] = torch.cat([draw(model, everything, [p], SAMPLES, seed, words) for p in prompts])
     figures: dict = {"concepts": [e.name for e in concepts], "rank": rank, "settings": asdict(DEMO_SETTINGS)}
     for method in held:
         own, all_on = recognised(alone[method], concepts), recognised(together[method], concepts)

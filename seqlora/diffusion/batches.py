@@ -33,6 +33,7 @@ class Batch:
     noise: Tensor
     sigma: Tensor
     cond: list[Any]
+    picked: list[int]  # which example each is
 
 
 class Batches:
@@ -59,8 +60,8 @@ class Batches:
         x0 = torch.stack([self.examples.latents[i] for i in picked])
         noise = torch.randn(x0.shape, generator=self.generator)
         sigma = self.denoiser.sample_sigmas(len(picked), self.generator)
-        device = self.denoiser.device
-        return Batch(x0.float().to(device), noise.to(device), sigma.to(device), [self.examples.conds[i] for i in picked])
+        device, conds = self.denoiser.device, [self.examples.conds[i] for i in picked]
+        return Batch(x0.float().to(device), noise.to(device), sigma.to(device), conds, picked)
 
 
 def denoising_loss(denoiser: Denoiser, batch: Batch) -> Tensor:

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..lora.types import LoRAPair
+from ..lora.types import LoRAPair, Triggers, Vectors
 from .denoiser import Denoiser
+
+NO_TRIGGERS: Triggers = {}
 
 
 class Model(Protocol):
@@ -20,6 +22,7 @@ class Model(Protocol):
     fingerprint: str
     parts: dict[str, str]  # what else decides how a concept comes out: "model", "VAE" and so on -> a hash of it
     generic_captions: Sequence[str]  # that stand for everything else the model can draw
+    text_encoders: Sequence[str]  # names of those that take a concept's own vectors and can be differentiated through
 
     @property
     def family(self) -> str:
@@ -38,8 +41,13 @@ class Model(Protocol):
         """Pictures (h, w, 3) in 0..1 -> latents (c, h', w') as the denoiser sees them."""
         ...
 
-    def encode_captions(self, captions: Sequence[str]) -> list[Any]:
-        """Captions -> conditionings that the denoiser takes."""
+    def encode_captions(self, captions: Sequence[str], triggers: Triggers = NO_TRIGGERS) -> list[Any]:
+        """Captions -> conditionings that the denoiser takes, words that have vectors of their own replaced by these; with a
+        gradient in them where they want one."""
+        ...
+
+    def own_vectors(self, word: str, count: int) -> Vectors:
+        """What a word's `count` vectors start from: those that each of `text_encoders` has for it, fp32."""
         ...
 
 

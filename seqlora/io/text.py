@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from ..errors import SeqLoRAError
 
@@ -60,6 +61,17 @@ def word_pattern(word: str) -> re.Pattern[str]:
     before = "" if unspaced(word[:1]) else f"(?<!{letter})"
     after = "" if unspaced(word[-1:]) else f"(?!{letter})"
     return re.compile(before + re.escape(word) + after, re.IGNORECASE)
+
+
+def split_at_words(text: str, words: Iterable[str]) -> list[tuple[str, str]]:
+    """The text in parts: (what stands before a word, the word as given), and at the end (the rest, ""). Longer words first."""
+    known = {word.casefold(): word for word in words}
+    patterns = [word_pattern(word).pattern for word in sorted(known, key=len, reverse=True)]
+    parts, start = [], 0
+    for found in re.finditer("|".join(patterns), text, re.IGNORECASE) if patterns else ():
+        parts.append((text[start : found.start()], known[found[0].casefold()]))
+        start = found.end()
+    return [*parts, (text[start:], "")]
 
 
 def unspaced(character: str) -> bool:

@@ -53,6 +53,7 @@ def _findings(library: Library) -> Iterator[str]:
     earlier: list[tuple[Record, Basis]] = []
     for record in library.concepts:
         yield from _told(_check_concept, library, record, earlier)
+        yield from _told(library.vectors, record.name)
         yield from _told(library.moments, record.name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from ..io.safetensors_file import MAX_HEADER, map_tensors, read_metadata, read_t
 from ..lora.compose import compose
 from ..lora.formats import from_native
 from ..lora.ranks import layer_rank
-from ..lora.types import Concept, LoRAPair
+from ..lora.types import Concept, LoRAPair, Triggers, Vectors
+from ..lora.vectors import KEY, unpack
 from ..method.moments import Moments
 from . import loaded, thumbnails
 from .manifest import Base, Manifest, Record
@@ -181,6 +182,22 @@ class LibraryView:
             thumbnails.decode(uri)
             return uri
         return ""
+
+    def vectors(self, name: str) -> Vectors:
+        """What stands in the place of a concept's trigger, encoder -> (k, width); nothing where it learned none."""
+        record = self.find(name)
+        if not record.settings.get("trigger_vectors"):
+            return {}
+        path = self.inside(record.file)
+        try:
+            return unpack(read_metadata(path).get(KEY, ""))
+        except ValueError as error:
+            raise SeqLoRAError(f"{path}: the trigger's vectors cannot be read ({error})", "restore the file") from error
+
+    def triggers(self, names: Iterable[str]) -> Triggers:
+        """Those of several concepts, by the triggers that they stand for."""
+        found = {self.find(name).trigger: self.vectors(name) for name in names}
+        return {trigger: vectors for trigger, vectors in found.items() if vectors}
 
     def compose(self, selection: Mapping[str, float], strength: float = 1.0) -> dict[str, LoRAPair]:
         """The sum of the selected concepts, each by its strength, as one pair a layer. Reads only their files."""

@@ -18,6 +18,8 @@ from ..io.atomic import write_bytes
 from ..io.safetensors_file import write_tensors
 from ..lora import modelspec
 from ..lora.formats import to_native
+from ..lora.types import Vectors
+from ..lora.vectors import KEY, pack
 from ..method.moments import Moments
 from ..method.trained import TrainedConcept
 from . import loaded, thumbnails
@@ -96,7 +98,7 @@ class LibraryWriter(Generic[V]):
         )
         try:
             record = replace(record, moments_sha256=write_moments(library.inside(moments_file(number)), trained.moments))
-            record = self._write_concept(record, to_native(trained.pairs), thumbnail)
+            record = self._write_concept(record, to_native(trained.pairs), thumbnail, trained.vectors)
         except SeqLoRAError:
             self._delete(record)  # there is no whole concept yet
             raise
@@ -126,7 +128,7 @@ class LibraryWriter(Generic[V]):
         file = concept_file(record.id, new)
         if file == record.file:
             file = concept_file(record.id, f"{new} 2")
-        renamed = self._write_concept(replace(record, name=new, file=file), tensors, picture)
+        renamed = self._write_concept(replace(record, name=new, file=file), tensors, picture, library.vectors(name))
         self.save(concepts=tuple(renamed if one is record else one for one in library.concepts))
         _unlink(library.inside(record.file))
         return self.library
@@ -138,7 +140,7 @@ class LibraryWriter(Generic[V]):
             with suppress(SeqLoRAError):
                 _unlink(self.library.inside(file))
 
-    def _write_concept(self, record: Record, tensors: Mapping[str, Tensor], picture: str) -> Record:
+    def _write_concept(self, record: Record, tensors: Mapping[str, Tensor], picture: str, vectors: Vectors) -> Record:
         """The record with the hash of its file."""
         library = self.library
         alone = library.having(concepts=(replace(record, sha256=""),))
@@ -152,6 +154,8 @@ class LibraryWriter(Generic[V]):
         header["seqlora"] = alone.manifest.to_bytes(indent=None).decode()
         if picture:
             header[thumbnails.KEY] = picture
+        if vectors:
+            header[KEY] = pack(vectors)
         return replace(record, sha256=write_tensors(library.inside(record.file), tensors, header))
 
 

@@ -1,4 +1,8 @@
-"""What a low-rank adapter is: of a layer with weight W (m x n) the pair A (m x r), B (n x r) with dW = A B'."""
+"""What a concept is made of.
+
+Of a layer with weight W (m x n) a low-rank adapter is the pair A (m x r), B (n x r) with dW = A B'. Beside its adapters a
+concept may have vectors of its own in the place of its trigger's, for each text encoder that takes them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ class LoRAPair(NamedTuple):
 
 
 Concept = Mapping[str, LoRAPair]
+Vectors = Mapping[str, Tensor]  # text encoder ("clip_l") -> (k, width), in the place of a word's own
+Triggers = Mapping[str, Vectors]  # by the words that they stand for
 
 
 def concat_bases(concepts: Iterable[Concept], layer: str) -> Tensor:

@@ -3,7 +3,8 @@
     upper:  min over B in M of  F(B) = L(A*(B), B)
     lower:  A*(B) = argmin_A  L(A, B),   L = denoising loss + lambda * sum over layers of w tr(Gamma A B' C B A')
 
-The levels share L, so at A*(B) the plain dL/dB is the hypergradient (envelope theorem) and one backward serves both.
+The levels share L, so at A*(B) the plain dL/dB is the hypergradient (envelope theorem) and one backward serves both. The
+vectors that stand for the trigger, where the concept learns some, are the lower level's too and move with A.
 
 Both levels move by an unmodified Adam. B's gradient is first projected on the tangent space, then the step that Adam made of
 it, and the result retracted: after every step B is orthonormal and orthogonal to all earlier concepts to rounding error.
@@ -12,7 +13,7 @@ it, and the result retracted: after every step B is orthonormal and orthogonal t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -46,6 +47,7 @@ class Constraint:
 class Rates:
     coefficients: float  # of A
     basis: float  # of B; 0 freezes the basis
+    vectors: float = 0.0  # of the trigger's vectors
     warmup: int = 10
     final: float = 0.1  # share of the peak that the cosine ends at
 
@@ -67,14 +69,20 @@ class BilevelOptimizer:
         steps: int,
         schedule: Schedule = "joint",
         inner_steps: int = 4,
+        vectors: Sequence[Tensor] = (),
     ):
         self.stacks, self.constraints, self.rates, self.steps = list(stacks), list(constraints), rates, steps
+        self.vectors = list(vectors)
         self.schedule, self.inner_steps = schedule, inner_steps
         fused = all(s.A.is_cuda or s.A.device.type == "cpu" for s in stacks)
         self.lower = torch.optim.Adam([s.A for s in stacks], lr=rates.coefficients, betas=BETAS, fused=fused)
         self.upper = torch.optim.Adam([s.B for s in stacks], lr=rates.basis, betas=BETAS, fused=fused)
+        self.words = torch.optim.Adam(self.vectors, lr=rates.vectors, betas=BETAS, fused=fused) if self.vectors else None
+        self.vector_grads = [torch.zeros_like(vector) for vector in self.vectors]
+        for vector, gradient in zip(self.vectors, self.vector_grads, strict=True):
+            vector.grad = gradient
         self.passes = 0
-        # Norms of dL/dA and of the Riemannian gradient of B, at the last pass of each.
+        # Norms of dL/dA (and of the vectors' gradient) and of the Riemannian gradient of B, at the last pass of each.
         self.residual = self.gradient = torch.zeros(())
         self.turn = 0  # place in the lower, lower, ..., upper round of the alternating schedules
 
@@ -90,8 +98,11 @@ class BilevelOptimizer:
             return self._look_ahead(gradients)
         loss = self._pass(gradients, Level.LOWER)
         if self.schedule == "joint" or not moves_basis:
-            self.residual = _norm([stack.grad_A for stack in self.stacks])
+            self.residual = _norm([*(stack.grad_A for stack in self.stacks), *self.vector_grads])
             self.lower.step()
+            if self.words:
+                self.words.param_groups[0]["lr"] = self.rates.vectors * factor
+                self.words.step()
         if moves_basis:
             self._move_bases()
         self._renew()
@@ -100,6 +111,8 @@ class BilevelOptimizer:
     def _pass(self, gradients: Callable[[Level], Tensor], level: Level) -> Tensor:
         for stack in self.stacks:
             stack.zero_grad()
+        if self.words:
+            self.words.zero_grad(set_to_none=False)
         self.passes += 1
         return gradients(level)
 
@@ -157,20 +170,27 @@ class BilevelOptimizer:
         self._renew()
 
     def state(self) -> dict[str, Tensor]:
-        """The stacks and what Adam remembers of them, by name; not copies."""
+        """The stacks and vectors and what Adam remembers of them, by name; not copies."""
         tensors = {}
-        for i, stack in enumerate(self.stacks):
-            for level, adam, moved in (("A", self.lower, stack.A), ("B", self.upper, stack.B)):
-                tensors[f"{level}.{i}"] = moved
-                tensors |= {f"{level}.{i}.{key}": value for key, value in adam.state.get(moved, {}).items()}
+        for name, adam, moved in self._moved():
+            for i, tensor in enumerate(moved):
+                tensors[f"{name}.{i}"] = tensor.detach()
+                tensors |= {f"{name}.{i}.{key}": value for key, value in adam.state.get(tensor, {}).items()}
         return tensors
 
+    def _moved(self) -> Iterator[tuple[str, torch.optim.Adam, list[Tensor]]]:
+        yield "A", self.lower, [stack.A for stack in self.stacks]
+        yield "B", self.upper, [stack.B for stack in self.stacks]
+        if self.words:
+            yield "vectors", self.words, self.vectors
+
+    @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], passes: int, turn: int) -> None:
         self.passes, self.turn = passes, turn
-        for level, adam in (("A", self.lower), ("B", self.upper)):
+        for level, adam, moved in self._moved():
             remembered: dict[int, dict[str, Tensor]] = {}
-            for i, stack in enumerate(self.stacks):
-                getattr(stack, level).copy_(tensors[f"{level}.{i}"])
+            for i, tensor in enumerate(moved):
+                tensor.copy_(tensors[f"{level}.{i}"])
                 start = f"{level}.{i}."
                 remembered[i] = {name.removeprefix(start): t.clone() for name, t in tensors.items() if name.startswith(start)}
             groups = adam.state_dict()["param_groups"]

@@ -21,8 +21,8 @@ from .request import TrainingRequest, prepare_captions
 LONG = 12  # words; a shorter caption is within any encoder's window
 
 
-def encode_request(model: Model, request: TrainingRequest) -> tuple[list[Any], str]:
-    """A conditioning for each picture, and a sentence where captions had to be changed for the trigger to be seen.
+def seen_captions(model: Model, request: TrainingRequest) -> tuple[list[str], str]:
+    """A caption for each picture, and a sentence where some had to be changed for the trigger to be seen.
 
     Raises SeqLoRAError where the text encoder does not see the trigger at all.
     """
@@ -35,12 +35,11 @@ def encode_request(model: Model, request: TrainingRequest) -> tuple[list[Any], s
             f"The text encoder does not see the trigger '{request.trigger}': a caption means the same to it without",
             "choose a word of plain letters",
         )
-    conditionings = model.encode_captions([f"{request.trigger} {c}" if c in unseen else c for c in captions])
     changed = sum(caption in unseen for caption in captions)
     said = (
         f"In {changed} captions the trigger stood behind what the text encoder reads; it was put in front." if changed else ""
     )
-    return conditionings, said
+    return [f"{request.trigger} {c}" if c in unseen else c for c in captions], said
 
 
 def _unseen(model: Model, captions: Sequence[str], trigger: str) -> set[str]:

@@ -3,14 +3,14 @@ changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from ..lora.attach import ActiveConcepts, Stack
-from ..lora.types import Concept
+from ..lora.types import Concept, Triggers
 from ..method.moments import Moments
 
 
@@ -22,6 +22,7 @@ class TrainingSnapshot:
     own: Moments  # what the layers see of this concept's pictures
     others: Moments | None  # of all earlier concepts' pictures together
     prior: Moments | None  # of which `output_curvature` weighs the layers' outputs
+    triggers: Callable[[], Triggers] = dict  # the vectors that stand for this concept's trigger, if it learns any
 
     @torch.no_grad()
     def figures(self) -> tuple[float, float | None]:

@@ -26,7 +26,7 @@ from ..settings import Settings, legacy_names
 from . import remarks
 from .checkpoint import FOLDER, MINUTES, Checkpoint
 from .checks import check_latents, memory_advice
-from .encoding import encode_request
+from .encoding import seen_captions
 from .prior import measured_prior
 from .progress import Phase, Progress, TrainingSteps, run_to_end
 from .request import TrainingRequest, check_request, data_hash, fit_pictures, prepare_captions
@@ -34,6 +34,7 @@ from .result import TrainingReport, TrainResult, thinned
 from .start import Surroundings
 from .trace import layers_of, trace_layers
 from .trainer import ConceptTrainer
+from .trigger import LearnedTrigger, learnable
 
 logger = logging.getLogger("seqlora")
 GONE = "The library's folder was deleted while the concept was taught; the library was made anew and holds this concept only."
@@ -53,7 +54,7 @@ class Job:
     model: Model
     layers: Mapping[str, nn.Module]
     checkpoint: Checkpoint
-    resized: str = ""  # what was done to the pictures, for the user
+    note: str = ""  # what is otherwise than was asked for
     left_out: int = 0  # layers that never run on such inputs or reach no output
 
     @property
@@ -86,7 +87,9 @@ def train_steps(
     anew, beside all the others, and stays until the new version is filed. Raises SeqLoRAError with nothing else written.
     """
     request, resized = fit_pictures(check_request(request), FAMILIES.get(model.family, FAMILIES[OTHER]).resolution)
-    automatic, settings = settings.automatic, settings.resolved(model.family)
+    automatic = settings.automatic
+    settings, without = learnable(settings.resolved(model.family), model)
+    note = " ".join(filter(None, (resized, without)))
     layers_of(library, model)  # a library of another model is refused before any waiting
     data = data_hash(request)
     parts = request_parts(data, request, settings, model)
@@ -103,7 +106,7 @@ def train_steps(
         begun = older if (folder / f"{older}.safetensors").exists() else request_id
         checkpoint = Checkpoint(folder / f"{begun}.safetensors", minutes=checkpoint_minutes)
         layers = layers_of(library, model)
-        job = Job(writer, replaces, request, request_id, parts, settings, automatic, model, layers, checkpoint, resized)
+        job = Job(writer, replaces, request, request_id, parts, settings, automatic, model, layers, checkpoint, note)
         checkpoint.binding = binding_of(job, begun)
         for record in library.concepts:
             if record.name == request.name and record.request in (request_id, older):
@@ -180,7 +183,7 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
     state, set_aside = checkpoint.load()
     beyond = beyond_plan(len(job.others.concepts) + 1, job.library.capacity)
     words = remarks.of_words(job.request, job.others.concepts)
-    said = (set_aside, beyond, job.resized, remarks.of_rate(job.settings, job.model.family), *words)
+    said = (set_aside, beyond, job.note, remarks.of_rate(job.settings, job.model.family), *words)
     note = " ".join(filter(None, said))
     if note:
         yield Progress(Phase.MEASURING, 0, 1, note=note)
@@ -217,10 +220,11 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
     needs_prior = settings.interference_weight > 0 or settings.basis_init == "contrastive"
     prior = library.prior()
     with memory_advice(settings):
-        conditionings, remark = encode_request(model, job.request)
+        captions, remark = seen_captions(model, job.request)
         if remark:
             yield Progress(Phase.MEASURING, 0, 1, note=remark)
-        examples = Examples(model.encode_pictures(job.request.pictures), conditionings)
+        examples = Examples(model.encode_pictures(job.request.pictures), model.encode_captions(captions))
+        trigger = LearnedTrigger.of(settings, model, job.request.trigger, captions)
         check_latents(examples.latents)
         taking_part = trace_layers(model.denoiser, job.layers, examples)
         if library.base is None:  # else the library has said so already
@@ -234,7 +238,8 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
     earlier = [job.others.load(name) for name in job.others.names]
     moments = job.others.moments_sum() if needs_prior else None
     beside = Surroundings(earlier, prior if needs_prior else None, moments, library.capacity)
-    return job, ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside), prior
+    trainer = ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside, trigger)
+    return job, trainer, prior
 
 
 def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note: str, resumed_at: int | None) -> TrainingReport:

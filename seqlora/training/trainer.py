@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +40,7 @@ from .start import (
     orthonormalised,
     start_basis,
 )
+from .trigger import LearnedTrigger
 
 MOST_ACTIVE = 16  # earlier concepts at a time, so that a step's cost does not grow with the library
 STEPS_BETWEEN_DRAWS = 4
@@ -48,7 +50,7 @@ RECORDED = ("losses", "penalties", "residuals", "gradients")  # of a `TrainedCon
 class StepFigures(NamedTuple):
     loss: float
     penalty: float
-    residual: float  # of the lower level: norm of dL/dA
+    residual: float  # of the lower level: norm of dL/dA, and of the vectors' gradient
     gradient: float  # of the upper level: norm of the Riemannian gradient
 
 
@@ -68,14 +70,17 @@ class ConceptTrainer:
         settings: Settings,
         ranks: Mapping[str, int],
         beside: Surroundings,
+        trigger: LearnedTrigger | None = None,
     ):
         check_latents(examples.latents)
         settings = settings.resolved(OTHER)
         self.denoiser, self.layers, self.settings, self.ranks, self.beside = denoiser, layers, settings, ranks, beside
         self.shapes = layer_shapes(layers)
         self.free_of, self.full_layers = constrain(settings, self.shapes, ranks, beside.earlier)
+        self.trigger = trigger
         self.rng = torch.Generator().manual_seed(settings.seed)
-        self.batches = Batches(examples, denoiser, settings.batch_size, self.rng)
+        seen = trigger.examples(examples) if trigger else examples
+        self.batches = Batches(seen, denoiser, settings.batch_size, self.rng)
         self._counters: dict[str, Any] | None = None  # as of the last whole step; until there is one there is nothing to keep
         self._whole = False  # whether the tensors are those of that step
 
@@ -113,10 +118,11 @@ class ConceptTrainer:
         self.optimizer = BilevelOptimizer(
             self.stacks,
             [None if free else constraint_of(stack, self.free_of) for stack in self.stacks],
-            Rates(settings.learning_rate, settings.basis_learning_rate),
+            Rates(settings.learning_rate, settings.basis_learning_rate, settings.trigger_learning_rate),
             settings.steps,
             settings.schedule,
             settings.inner_steps,
+            list(self.trigger.leaves.values()) if self.trigger else (),
         )
         others, penalised = beside.others, settings.interference_weight > 0
         self.penalties = (
@@ -177,6 +183,8 @@ class ConceptTrainer:
 
     def _backward(self, batch: Batch) -> Tensor:
         with differentiable(self.denoiser):
+            if self.trigger:
+                batch = replace(batch, cond=self.trigger.conds(self.batches.examples, batch.picked))
             loss = denoising_loss(self.denoiser, batch)
             if not loss.requires_grad:
                 raise SeqLoRAError("This model runs without gradients here, so it cannot be taught", "load it in another way")
@@ -207,8 +215,8 @@ class ConceptTrainer:
 
     def snapshot(self) -> TrainingSnapshot:
         beside = self.beside
-        own = self.concept.moments
-        return TrainingSnapshot(self.stacks, self.active, beside.earlier, own, beside.earlier_moments, beside.prior)
+        own, triggers = self.concept.moments, self.trigger.triggers if self.trigger else dict
+        return TrainingSnapshot(self.stacks, self.active, beside.earlier, own, beside.earlier_moments, beside.prior, triggers)
 
     def result(self) -> TrainedConcept:
         """The concept as it is now, in the order of the layers, every basis orthonormal."""
@@ -228,6 +236,16 @@ class ConceptTrainer:
                 told = Progress(Phase.TRAINING, self.concept.steps, steps, figures.loss, figures.penalty, note, snapshot)
                 if (yield told) == "keep":
                     break
+        if self.trigger:
+            yield from self._measure_again(self.trigger)
+
+    def _measure_again(self, trigger: LearnedTrigger) -> TrainingSteps[None]:
+        """What the layers see of the concept now that its vectors are learned, from the same noise: what later ones heed."""
+        same = torch.Generator().manual_seed(self.settings.seed)
+        batches = Batches(trigger.examples(self.batches.examples), self.denoiser, self.batches.size, same)
+        with memory_advice(self.settings):
+            moments = yield from measure_concept(self.denoiser, self.layers, batches)
+        self.concept.moments, self.concept.vectors = moments, trigger.values()
 
 
 def draw_active(co_training: str, count: int, rng: torch.Generator) -> list[int]:
@@ -250,6 +268,7 @@ def train_concept(
     prior: Moments | None = None,
     earlier_moments: Moments | None = None,
     capacity: int = 1,
+    trigger: LearnedTrigger | None = None,
 ) -> TrainingSteps[TrainedConcept]:
     """Teaches one concept and keeps it nowhere; yields progress after every pass and returns the result.
 
@@ -257,7 +276,7 @@ def train_concept(
     that are not finite and when memory runs out.
     """
     beside = Surroundings(earlier, prior, earlier_moments, capacity)
-    trainer = ConceptTrainer(denoiser, layers, examples, settings, ranks, beside)
+    trainer = ConceptTrainer(denoiser, layers, examples, settings, ranks, beside, trigger)
     yield from trainer.measure()
     yield from trainer.run(Checkpoint())
     return trainer.result()

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from seqlora.diffusion.fingerprint import weights_hash
+from seqlora.diffusion.model import NO_TRIGGERS
 from seqlora.errors import SeqLoRAError
 from seqlora.library.manifest import MAX_TEXT, Record
-from seqlora.training.encoding import encode_request
+from seqlora.training.encoding import seen_captions
 from seqlora.training.progress import run_to_end
 from seqlora.training.remarks import of_words
 from seqlora.training.request import check_request, fit_pictures, prepare_captions
@@ -147,7 +148,7 @@ class ShortSighted(SmallModel):
         super().__init__()
         self.words, self.blind = words, blind
 
-    def encode_captions(self, captions):
+    def encode_captions(self, captions, triggers=NO_TRIGGERS):
         read = [" ".join([word for word in caption.split() if word != self.blind][: self.words]) for caption in captions]
         return super().encode_captions(read)
 
@@ -158,11 +159,10 @@ LONG = "a picture of many things that somebody has listed one after the other be
 def test_a_trigger_behind_the_window_is_put_in_front():
     request = small_request("a", pictures=small_pictures(0, 2), captions=[LONG, "a zorv dog"], **ZORV)
     model = ShortSighted(12)
-    conditionings, said = encode_request(model, request)
+    captions, said = seen_captions(model, request)
     assert said.startswith("In 1 captions the trigger stood behind what the text encoder reads")
-    assert torch.equal(conditionings[0], model.encode_captions([f"zorv {LONG}"])[0])
-    assert torch.equal(conditionings[1], model.encode_captions(["a zorv dog"])[0])
-    assert encode_request(SmallModel(), request)[1] == ""
+    assert captions == [f"zorv {LONG}", "a zorv dog"]
+    assert seen_captions(SmallModel(), request)[1] == ""
 
 
 def test_a_trigger_that_the_encoder_drops_is_refused(tmp_path):
@@ -177,7 +177,7 @@ def test_the_demo_models_window_is_noticed():
     from seqlora.demo.demo_model import DemoModel
 
     request = small_request("a", pictures=small_pictures(0, 1), captions=[" ".join(["word"] * 90 + ["zorv"])], **ZORV)
-    assert encode_request(DemoModel(), request)[1].startswith("In 1 captions")
+    assert seen_captions(DemoModel(), request)[1].startswith("In 1 captions")
 
 
 # -- remarks

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from seqlora.diffusion.batches import Examples
 from seqlora.diffusion.denoiser import expand, flow_noise, flow_weight, stratified
+from seqlora.diffusion.model import NO_TRIGGERS
 from seqlora.io.safetensors_file import write_tensors
+from seqlora.io.text import split_at_words
 from seqlora.library.store import Library
 from seqlora.library.writer import MANIFEST
 from seqlora.lora.targets import choose_layers, layer_shapes, linear_layers
+from seqlora.lora.types import Triggers, Vectors
 from seqlora.settings import Settings
 from seqlora.training.progress import run_to_end
 from seqlora.training.request import TrainingRequest
@@ -96,6 +99,7 @@ class SmallModel:
     layout = {"family": "other"}
     parts: dict[str, str] = {}
     family = "other"
+    text_encoders: Sequence[str] = ()
     generic_captions = ("a dog", "a cat", "a house", "a tree")
 
     def __init__(self, width: int = WIDTH):
@@ -112,9 +116,34 @@ class SmallModel:
         width = self.denoiser.net.blocks[0]["attn_q"].in_features
         return [nn.functional.adaptive_avg_pool2d(p.permute(2, 0, 1), (TOKENS, width)).mean(0) * 2 - 1 for p in pictures]
 
-    def encode_captions(self, captions: Sequence[str]) -> list[Any]:
+    def encode_captions(self, captions: Sequence[str], triggers: Triggers = NO_TRIGGERS) -> list[Any]:
+        return [self.vector_of(caption) for caption in captions]
+
+    def own_vectors(self, word: str, count: int) -> Vectors:
+        raise NotImplementedError("it takes none")
+
+    def vector_of(self, text: str) -> Tensor:
         width = self.denoiser.net.blocks[0]["attn_q"].in_features
-        return [torch.randn(width, generator=torch.Generator().manual_seed(zlib.crc32(c.encode()))) for c in captions]
+        return torch.randn(width, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())))
+
+
+class ReadingModel(SmallModel):
+    """Takes a caption as the mean of its words, so that a trigger can have vectors of its own."""
+
+    text_encoders = ("small",)
+
+    def encode_captions(self, captions: Sequence[str], triggers: Triggers = NO_TRIGGERS) -> list[Any]:
+        encoded = []
+        for caption in captions:
+            words: list[Tensor] = []
+            for before, trigger in split_at_words(caption, triggers):
+                words += [self.vector_of(word) for word in before.split()]
+                words += [10 * own for own in triggers[trigger]["small"]] if trigger else []
+            encoded.append(torch.stack(words).mean(0) if words else self.vector_of(""))
+        return encoded
+
+    def own_vectors(self, word: str, count: int) -> Vectors:
+        return {"small": torch.stack([self.vector_of(word) / 10] * count)}
 
 
 def small_layers(denoiser: SmallDenoiser) -> dict[str, nn.Module]:
