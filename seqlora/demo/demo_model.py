@@ -22,7 +22,7 @@ class DemoModel(HeadlessModel):
     generic_captions: Sequence[str] = generic_captions()
     picture_side = 64
     latent_shape = (16, 16, 16)
-    text_encoders = ("micro",)
+    text_encoders: Sequence[str] = ("micro",)
 
     def __init__(self, path: Path | None = None):
         from . import micro
