@@ -87,8 +87,7 @@ def train_steps(
     anew, beside all the others, and stays until the new version is filed. Raises SeqLoRAError with nothing else written.
     """
     request, resized = fit_pictures(check_request(request), FAMILIES.get(model.family, FAMILIES[OTHER]).resolution)
-    automatic = settings.automatic
-    settings, without = learnable(settings.resolved(model.family), model)
+    automatic, (settings, without) = settings.automatic, learnable(settings.resolved(model.family), model)
     note = " ".join(filter(None, (resized, without)))
     layers_of(library, model)  # a library of another model is refused before any waiting
     data = data_hash(request)
@@ -105,8 +104,8 @@ def train_steps(
         folder = library.path / FOLDER
         begun = older if (folder / f"{older}.safetensors").exists() else request_id
         checkpoint = Checkpoint(folder / f"{begun}.safetensors", minutes=checkpoint_minutes)
-        layers = layers_of(library, model)
-        job = Job(writer, replaces, request, request_id, parts, settings, automatic, model, layers, checkpoint, note)
+        lesson = (request, request_id, parts, settings, automatic)
+        job = Job(writer, replaces, *lesson, model, layers_of(library, model), checkpoint, note)
         checkpoint.binding = binding_of(job, begun)
         for record in library.concepts:
             if record.name == request.name and record.request in (request_id, older):
@@ -228,13 +227,12 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
         check_latents(examples.latents)
         taking_part = trace_layers(model.denoiser, job.layers, examples)
         if library.base is None:  # else the library has said so already
-            left_out = len(job.layers) - len(taking_part)
-            job = replace(job, layers={name: job.layers[name] for name in taking_part}, left_out=left_out)
+            layers = {name: job.layers[name] for name in taking_part}
+            job = replace(job, layers=layers, left_out=len(job.layers) - len(layers))
         if prior is None and needs_prior:
             prior = yield from measured_prior(library, model, job.layers, examples.latents[0].shape)
-            logger.info(
-                "the base model was measured on %d captions, %.0f s in", len(model.generic_captions), job.checkpoint.seconds
-            )
+            count, seconds = len(model.generic_captions), job.checkpoint.seconds
+            logger.info("the base model was measured on %d captions, %.0f s in", count, seconds)
     earlier = [job.others.load(name) for name in job.others.names]
     moments = job.others.moments_sum() if needs_prior else None
     beside = Surroundings(earlier, prior if needs_prior else None, moments, library.capacity)
