@@ -98,13 +98,23 @@ def _stacked(stack: Stack, concept: Concept) -> tuple[Tensor, Tensor]:
     return A, B
 
 
-def change(x: Tensor, up: Tensor, basis: Tensor, gate: Tensor | None = None) -> Tensor:
-    """A B' x for rows x: (..., n) -> (..., m), computed in the adapter's dtype.
+def change(x: Tensor, up: Tensor, basis: Tensor) -> Tensor:
+    """A B' x for rows x: (..., n) -> (..., m), computed in the adapter's dtype."""
+    return (x.to(basis.dtype) @ basis) @ up.mT
+
+
+def changed(output: Tensor, x: Tensor, up: Tensor, basis: Tensor, gate: Tensor | None = None) -> Tensor:
+    """output + A (g * B' x), rows x (..., n), output (..., m); where nothing is differentiated, `output` itself is written to.
 
     `gate`, broadcast to (..., r), says how much of each direction each row gets; None is all of it.
     """
     within = x.to(basis.dtype) @ basis
-    return (within if gate is None else within * gate) @ up.mT
+    within = within if gate is None else within * gate
+    if output.dtype != up.dtype:
+        return output + (within @ up.mT).to(output.dtype)
+    rows, within = output.reshape(-1, output.shape[-1]), within.reshape(-1, within.shape[-1])
+    rows = rows.addmm(within, up.mT) if torch.is_grad_enabled() else rows.addmm_(within, up.mT)
+    return rows.view_as(output)
 
 
 @contextmanager
@@ -131,7 +141,7 @@ def attached(layers: Mapping[str, nn.Module], stacks: Sequence[Stack], earlier: 
             handle.remove()
 
 
-# What a layer gets of each direction, from its name and its input; see `change`.
+# What a layer gets of each direction, from its name and its input; see `changed`.
 Gate = Callable[[str, Tensor], Tensor | None]
 
 
@@ -144,8 +154,7 @@ def added(layers: Mapping[str, nn.Module], pairs: Mapping[str, LoRAPair], gate: 
 
     def hook(name: str, pair: LoRAPair) -> Callable[..., Tensor]:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = args[0]
-            return output + change(x, *pair, gate and gate(name, x)).to(output.dtype)
+            return changed(output, args[0], *pair, gate and gate(name, args[0]))
 
         return add
 

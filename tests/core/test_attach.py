@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from seqlora.lora.attach import added, change
+from seqlora.lora.attach import added, changed
 from seqlora.lora.compose import compose
 from seqlora.lora.types import LoRAPair
 
@@ -22,7 +22,14 @@ def test_a_gate_gives_each_row_its_share_of_each_concept():
     gate = shares[:, [0, 0, 1, 1, 1]]
     expected = shares[:, :1].double() * 0.5 * (x.double() @ one.basis.double() @ one.up.double().T)
     expected += shares[:, 1:].double() * 2.0 * (x.double() @ two.basis.double() @ two.up.double().T)
-    torch.testing.assert_close(change(x, up, basis, gate).double(), expected, rtol=1e-5, atol=1e-5)
+    output = torch.randn(2, 5, 7)
+    expected += output.double()
+    for enabled in (True, False):  # the second writes to the output that it is given
+        with torch.set_grad_enabled(enabled):
+            found = changed(output.clone(), x, up, basis, gate)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    half = changed(output.bfloat16(), x, up, basis, gate)
+    torch.testing.assert_close(half, expected.bfloat16(), rtol=1e-2, atol=5e-2)
 
 
 def test_added_is_what_a_changed_weight_gives_and_leaves_nothing():
