@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..seqlora.errors import SeqLoRAError
 from ..seqlora.lora.compose import parse_selection
+from ..seqlora.training.remarks import of_base
 from . import host
 from .library import LibraryHandle, LibraryType, triggers_of
 
@@ -24,6 +25,7 @@ class ApplyComposed(io.ComfyNode):
             category="SeqLoRA/apply",
             description="Adds any concepts of a library to the model, all at once. Sampling is as fast as without them.",
             search_aliases=["load lora", "lora stack", "combine loras", "apply concepts", "compose concepts"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the library was taught on."),
                 LibraryType.Input("library", tooltip="The library with the concepts."),
@@ -63,6 +65,9 @@ class ApplyComposed(io.ComfyNode):
         selection = parse_selection(concepts, opened.names)
         triggers = triggers_of(opened.find(name) for name in selection)
         if selection and strength:
+            remark = of_base(library.name, opened.base, *host.fingerprints(model))
+            if remark:
+                host.remark(cls.hidden.unique_id, remark)
             model = host.apply_adapter(model, opened.compose(selection), strength)
         return io.NodeOutput(model, clip, triggers)
 

@@ -37,6 +37,13 @@ class LibraryHandle:
         return Library.open(host.library_path(self.name))
 
 
+def say_what_is_hidden(node: str | None, name: str) -> None:
+    """A library of the same name in another place cannot be reached."""
+    remark = host.hidden_remark(name)
+    if remark:
+        host.remark(node, remark)
+
+
 def tell_changed(name: str) -> None:
     """Editors that show this library are to load it anew."""
     state_of(name)
@@ -57,6 +64,7 @@ class CreateLibrary(io.ComfyNode):
             description="Makes an empty library in models/seqlora, or opens the one of that name. All concepts of a library "
             "are taught to be used together, on one base model.",
             search_aliases=["new library", "concept library", "lora library"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input(
                     "name", default="my concepts", tooltip="The library's name; also its folder in models/seqlora."
@@ -67,7 +75,7 @@ class CreateLibrary(io.ComfyNode):
                     min=1,
                     max=128,
                     tooltip="Most directions that a concept may use in a layer. Narrow layers give each concept less, so that "
-                    "all of the planned concepts find room. Fixed once the library exists.",
+                    "all of the planned concepts find room. Fixed once it holds a concept.",
                 ),
                 io.Int.Input(
                     "capacity",
@@ -75,14 +83,14 @@ class CreateLibrary(io.ComfyNode):
                     min=1,
                     max=1024,
                     tooltip="How many concepts are planned: they share a quarter of a layer's width. More can be taught; once "
-                    "the rest is taken too, layers are shared softly and the report says so. Fixed once the library exists.",
+                    "the rest is taken too, layers are shared softly and the report says so. Fixed once it holds a concept.",
                 ),
                 io.Combo.Input(
                     "targets",
                     options=list(TARGETS),
                     default="attention and mlp",
                     tooltip="Which layers concepts change. With the MLP layers a concept is learned better and its file is "
-                    "larger. Fixed once the library exists.",
+                    "larger. Fixed once it holds a concept.",
                 ),
             ],
             outputs=[LibraryType.Output("library", tooltip="The library, to teach concepts into.")],
@@ -90,11 +98,12 @@ class CreateLibrary(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str, rank: int, capacity: int, targets: str) -> io.NodeOutput:
-        path = host.library_path(name)
+        path = host.new_library_path(name)
         known = (path / MANIFEST).exists()
         library = Library.create(path, rank, capacity, targets)
         if not known:
             tell_changed(library.path.name)
+        say_what_is_hidden(cls.hidden.unique_id, library.path.name)
         return io.NodeOutput(LibraryHandle.of(library))
 
     @classmethod
@@ -111,6 +120,7 @@ class LoadLibrary(io.ComfyNode):
             category=CATEGORY,
             description="Opens a library from models/seqlora, to compose its concepts or to teach more.",
             search_aliases=["open library", "concept library", "lora library"],
+            hidden=[io.Hidden.unique_id],
             inputs=[io.Combo.Input("name", options=host.library_names(), tooltip="A library in models/seqlora.")],
             outputs=[
                 LibraryType.Output("library", tooltip="The library."),
@@ -121,6 +131,7 @@ class LoadLibrary(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         library = Library.open(host.library_path(name))
+        say_what_is_hidden(cls.hidden.unique_id, library.path.name)
         return io.NodeOutput(LibraryHandle.of(library), triggers_of(library.concepts))
 
     @classmethod

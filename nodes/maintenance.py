@@ -29,8 +29,8 @@ class RemoveConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, library: LibraryHandle, concept_name: str) -> io.NodeOutput:
-        name = concept_name.strip()
         with library.open().writing() as writer:
+            name = writer.library.known_as(concept_name)
             there = name in writer.library.names
             left = writer.remove(name) if there else writer.library
         tell_changed(left.path.name)

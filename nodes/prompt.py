@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..seqlora.prompt.grammar import read_prompt
 from ..seqlora.prompt.regions import Region
+from ..seqlora.training.remarks import of_base
 from . import host
 from .library import LibraryHandle, LibraryType
 from .regions import RegionsType, encode_with_regions
@@ -64,15 +65,16 @@ class ConceptPrompt(io.ComfyNode):
     ) -> io.NodeOutput:
         opened = library.open()
         prompt, against = read_prompt(text, opened.concepts), read_prompt(negative, opened.concepts)
+        active = {name: strength for name, strength in prompt.strengths.items() if strength}
+        remark = of_base(library.name, opened.base, *host.fingerprints(model)) if active or regions else ""
         if regions:
             model, *encoded, active = encode_with_regions(model, clip, opened, prompt, against.text, regions)
         else:
-            active = {name: strength for name, strength in prompt.strengths.items() if strength}
             if active:
                 model = host.apply_adapter(model, opened.compose(active), 1.0)
             encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(said)) for said in (prompt.text, against.text)]
         concepts = "\n".join(f"{name}: {strength:g}" for name, strength in active.items())
-        shown = f"{concepts or 'no concept is named'}\n{prompt.text}"
+        shown = "\n".join(filter(None, (concepts or "no concept is named", prompt.text, remark)))
         host.say(cls.hidden.unique_id, shown)
         return io.NodeOutput(model, *encoded, concepts, ui=ui.PreviewText(shown))
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 from .apply import apply_adapter
 from .denoiser import Caption, HostDenoiser
 from .folders import (
-    hidden_libraries,
+    hidden_remark,
     input_folder,
     input_folders,
     library_names,
     library_path,
+    new_library_path,
     next_lora_path,
     preview_folder,
     register_folder,
 )
 from .gradients import without_inference_mode
-from .model import HostModel, fingerprint, has_accelerator, training_model
-from .progress import Interrupted, add_routes, run_with_progress, say, send
+from .model import HostModel, fingerprint, fingerprints, has_accelerator, training_model
+from .progress import Interrupted, add_routes, remark, run_with_progress, say, send
 from .regions import Regions, check_model, encode_words, join_texts, lengthened
 
 __all__ = [
@@ -33,16 +34,19 @@ __all__ = [
     "check_model",
     "encode_words",
     "fingerprint",
+    "fingerprints",
     "has_accelerator",
-    "hidden_libraries",
+    "hidden_remark",
     "join_texts",
     "lengthened",
     "library_names",
     "library_path",
+    "new_library_path",
     "next_lora_path",
     "without_inference_mode",
     "preview_folder",
     "register_folder",
+    "remark",
     "run_with_progress",
     "input_folder",
     "input_folders",

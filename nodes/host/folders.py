@@ -15,7 +15,7 @@ from comfy.cli_args import args
 
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.io.atomic import is_within
-from ...seqlora.io.names import checked_name
+from ...seqlora.io.names import checked_name, collision_key
 from ...seqlora.library.writer import MANIFEST
 
 FOLDER = "seqlora"
@@ -28,20 +28,24 @@ def register_folder() -> None:
     # An unknown key starts with an empty set of extensions, which means every file to the host.
     places, extensions = folder_paths.folder_names_and_paths.setdefault(FOLDER, ([], set()))
     if own not in places:
-        places.insert(min(_default_places(), len(places)), own)
+        places.insert(sum(place in _default_places() for place in places), own)
     extensions.add(".safetensors")
     for place in places:
         if not _writable(Path(place)):
             logger.warning("%s cannot be written to; its libraries can be used, new concepts go elsewhere", place)
 
 
-def _default_places() -> int:
-    """How many places for libraries are marked is_default; the host has put them first, and keeps no note of it."""
+def _default_places() -> set[str]:
+    """The places for libraries that are marked is_default; the host has put them first, and keeps no note of it."""
     beside = Path(folder_paths.__file__).with_name("extra_model_paths.yaml")
     files = [*([beside] if beside.is_file() else []), *map(Path, itertools.chain(*(args.extra_model_paths_config or ())))]
-    sections = [section for file in files for section in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).values()]
-    marked = [section for section in sections if section and section.get("is_default")]
-    return sum(len(list(filter(None, str(section.get(FOLDER, "")).split("\n")))) for section in marked)
+    marked = set()
+    for file in files:
+        for section in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).values():
+            if section and section.get("is_default"):
+                base = file.absolute().parent / os.path.expandvars(os.path.expanduser(section.get("base_path") or ""))
+                marked |= {os.path.normpath(base / line) for line in section.get(FOLDER, "").split("\n") if line}
+    return marked
 
 
 def _writable(place: Path) -> bool:
@@ -61,14 +65,19 @@ def _libraries() -> Iterator[Path]:
             yield from sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
 
 
+def _named(name: str) -> list[Path]:
+    return [path for path in _libraries() if unicodedata.normalize("NFC", path.name) == name]
+
+
 def library_names() -> list[str]:
     """All libraries in all folders, sorted."""
     return sorted({unicodedata.normalize("NFC", path.name) for path in _libraries()}, key=str.casefold)
 
 
-def hidden_libraries(name: str) -> list[Path]:
-    """Libraries of this name that another of the same name hides, since its place comes first."""
-    return [path for path in _libraries() if unicodedata.normalize("NFC", path.name) == name][1:]
+def hidden_remark(name: str) -> str:
+    """A sentence on another library of this name, which this one hides because its place comes first; "" if there is none."""
+    hidden = _named(name)[1:]
+    return f"There is another library '{name}' at {hidden[0].parent}; rename one of the folders to use both." if hidden else ""
 
 
 def library_path(name: str) -> Path:
@@ -78,10 +87,23 @@ def library_path(name: str) -> Path:
     """
     name = checked_name(name, "library name")
     roots = _roots()
-    found = [path for path in _libraries() if unicodedata.normalize("NFC", path.name) == name]
-    if found:
-        return found[0]
-    return next(filter(_writable, roots), roots[0]) / name
+    found = _named(name)
+    return found[0] if found else next(filter(_writable, roots), roots[0]) / name
+
+
+def new_library_path(name: str) -> Path:
+    """The same, for a library that is made where there is none.
+
+    Raises SeqLoRAError where one in any place has a name that some file systems, and most people, take for the same.
+    """
+    path, libraries = library_path(name), list(_libraries())
+    for known in libraries:
+        if path not in libraries and collision_key(known.name) == collision_key(path.name):
+            raise SeqLoRAError(
+                f"There is a library '{known.name}' at {known.parent}, which many systems take for '{path.name}'",
+                "open that one or choose another name",
+            )
+    return path
 
 
 def next_lora_path(prefix: str) -> tuple[Path, str]:

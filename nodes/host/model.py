@@ -227,13 +227,19 @@ def literal(caption: str) -> str:
 
 def fingerprint(patcher: Any, samples: int = 8) -> str:
     """A hash of a few values of a few weights as they were before any patch, and of the patches."""
+    return fingerprints(patcher, samples)[0]
+
+
+def fingerprints(patcher: Any, samples: int = 8) -> tuple[str, str]:
+    """Its `fingerprint`, and that of the same model without patches."""
     digest = hashlib.sha256()
     weights = list(_own_weights(patcher))
     for name, weight in weights[:: max(1, len(weights) // samples)]:
         digest.update(name.encode() + _few_values(weight))
+    bare = digest.hexdigest()[:16]
     for patch in _patch_bytes(patcher.patches, _few_values):
         digest.update(patch)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:16], bare
 
 
 def _weights(holder: Any, name: str, *more: Any) -> str:

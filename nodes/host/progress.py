@@ -60,6 +60,12 @@ def say(node_id: str | None, text: str) -> None:
         server.send_progress_text(text, node_id, server.client_id)
 
 
+def remark(node_id: str | None, text: str) -> None:
+    """Says on a node, and in the log, what is no error but should be known."""
+    logger.warning("%s", text)
+    say(node_id, text)
+
+
 def send(event: str, data: dict[str, Any]) -> None:
     """Sends an event to every open editor; what is in it must not change any more."""
     server = getattr(PromptServer, "instance", None)

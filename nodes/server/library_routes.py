@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,6 @@ from ..report import report_of, report_picture
 
 PICTURES: dict[tuple[Path, str], str] = {}  # by library and hash of the concept's file
 KEPT_PICTURES = 2000  # of 11 KB at most
-logger = logging.getLogger("seqlora")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -78,11 +76,12 @@ def opened(name: str) -> Library:
 
 
 def found(library: Library, concept: str) -> Record:
-    if concept not in library.names:
+    name = library.known_as(concept)
+    if name not in library.names:
         raise RefusedError(
             404, f"Library '{library.path.name}' has no concept '{concept}'", "it may have been renamed or removed"
         )
-    return library.find(concept)
+    return library.find(name)
 
 
 @contextmanager
@@ -110,11 +109,8 @@ def _line(name: str) -> dict[str, Any]:
         return {"name": name, "concepts": 0, "capacity": 0, "rank": 0, "targets": "", "problem": str(error)}
     about = {"name": name, "concepts": len(library.concepts), "capacity": library.capacity, "rank": library.rank}
     about |= {"targets": library.targets, "problem": ""}
-    hidden = host.hidden_libraries(name)
-    if hidden:
-        about["remark"] = f"There is another library '{name}' at {hidden[0].parent}; rename one of the folders to use both."
-        logger.warning(about["remark"])
-    return about
+    remark = host.hidden_remark(name)
+    return about | ({"remark": remark} if remark else {})
 
 
 def about(library: Library) -> dict[str, Any]:
@@ -206,16 +202,14 @@ def report_png(request: web.Request, library: str) -> web.Response:
 
 def rename(request: web.Request, library: str, concept: str, to: str = "") -> dict[str, Any]:
     with writing(library) as writer:
-        found(writer.library, concept)
-        changed = writer.rename(concept, to)
+        changed = writer.rename(found(writer.library, concept).name, to)
     tell_changed(library)
     return about(changed)
 
 
 def remove(request: web.Request, library: str, concept: str, to: str = "") -> dict[str, Any]:
     with writing(library) as writer:
-        found(writer.library, concept)
-        changed = writer.remove(concept)
+        changed = writer.remove(found(writer.library, concept).name)
     tell_changed(library)
     return about(changed)
 

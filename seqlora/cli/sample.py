@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ..diffusion.sampling import euler
 from ..library.store import Library
 from ..lora.compose import parse_selection
 from ..prompt.grammar import read_prompt
+from ..training.remarks import of_base
 from .arguments import Command, folder, picture_file, real, whole
 
 
@@ -35,6 +37,9 @@ def sample(args: argparse.Namespace) -> None:
     text, composed, triggers = args.prompt, {}, NO_TRIGGERS
     if args.library:
         library = Library.open(args.library)
+        remark = of_base(library.path.name, library.base, model.fingerprint)
+        if remark:
+            print(f"seqlora: {remark}", file=sys.stderr)
         prompt = read_prompt(args.prompt, library.concepts)
         chosen = parse_selection("\n".join(args.concepts), library.names) if args.concepts else prompt.strengths
         on = {name: s for name, s in chosen.items() if s}

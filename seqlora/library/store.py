@@ -36,7 +36,7 @@ class Library(LibraryView):
 
     @classmethod
     def create(cls, path: Path | str, rank: int, capacity: int, targets: str) -> Library:
-        """Makes an empty library, or opens the one that is there if it agrees."""
+        """Makes an empty library, or opens the one that is there if it agrees. An empty one is made anew where it does not."""
         path = Path(path)
         checked_name(path.name, "library name")
         if rank < 1 or capacity < 1:
@@ -47,6 +47,10 @@ class Library(LibraryView):
             _check_beside(path)
             try:
                 path.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise SeqLoRAError(
+                    f"{path} is a file, or a link that leads nowhere", "remove it or choose another name"
+                ) from error
             except OSError as error:
                 raise SeqLoRAError(f"Could not make {path} ({error.strerror})", remedy(error)) from error
             with LibraryLock(path).short():
@@ -57,13 +61,19 @@ class Library(LibraryView):
                         )
                     return LibraryWriter(cls(path, Manifest(rank, capacity, targets))).save()
         library = cls.open(path)
-        for what, wanted in (("rank", rank), ("capacity", capacity), ("targets", targets)):
+        wanted = {"rank": rank, "capacity": capacity, "targets": targets}
+        other = [what for what, value in wanted.items() if getattr(library, what) != value]
+        if other and library.is_empty:  # nothing in it depends on what it was made with
+            with LibraryLock(path).short():
+                library = cls.open(path)
+                if library.is_empty:
+                    return LibraryWriter(cls(path, Manifest(rank, capacity, targets))).save()
+        for what in other:
             found = getattr(library, what)
-            if found != wanted:
-                raise SeqLoRAError(
-                    f"Library '{path.name}' exists with {what} {found}, not {wanted}",
-                    f"set {what} to {found} or choose another name",
-                )
+            raise SeqLoRAError(
+                f"Library '{path.name}' exists with {what} {found}, not {wanted[what]}",
+                f"set {what} to {found} or choose another name",
+            )
         return library
 
     @classmethod

@@ -62,6 +62,16 @@ class LibraryView:
     def names(self) -> list[str]:
         return [record.name for record in self.concepts]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no concept, nor a file that a repair could take for one."""
+        return not self.concepts and not any((self.path / "concepts").glob("*.safetensors"))
+
+    def known_as(self, name: str) -> str:
+        """As the library spells it, where case, composed letters or spaces around it are all that differs, by which no two
+        of its concepts differ only; else as it was given."""
+        return next((known for known in self.names if collision_key(known) == collision_key(name.strip())), name.strip())
+
     def find(self, name: str) -> Record:
         for record in self.concepts:
             if record.name == name:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from ..families import FAMILIES, OTHER
-from ..library.manifest import Record
+from ..library.manifest import Base, Record
 from ..settings import Settings
 from .request import TrainingRequest
 
@@ -30,6 +30,17 @@ def of_rate(settings: Settings, family: str) -> str:
     if rate > TIMES * usual:
         return f"{how}: this may end in noise, watch the previews."
     return f"{how}: this will hardly learn." if rate * TIMES < usual else ""
+
+
+def of_base(name: str, base: Base | None, *fingerprints: str) -> str:
+    """A sentence on a model that is none of those that have these fingerprints, but fits; "" where it is one of them, and of an
+    empty library."""
+    if base is None or not base.fingerprint or base.fingerprint in fingerprints:
+        return ""
+    return (
+        f"Library '{name}' was taught on another model than this one: another fine-tune or precision, or other LoRAs were on "
+        "it. Its concepts fit, but may look otherwise and get into each other's way."
+    )
 
 
 def while_training(losses: Sequence[float], settings: Settings) -> str:

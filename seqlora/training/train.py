@@ -171,8 +171,8 @@ def _check_name(job: Job) -> None:
 
 
 def binding_of(job: Job, request_id: str) -> str:
-    """A hash of what a checkpoint depends on: the request, the concepts beside it, the layers."""
-    # Not the concepts' files' hashes: those change with a name. What was taught anew has another time.
+    """A hash of what a checkpoint depends on: the request, the concepts beside it (their files change with a name, what was
+    taught anew has another time), the layers."""
     beside = [(record.id, record.created, record.request, record.moments_sha256) for record in job.others.concepts]
     return request_hash(request_id, beside, job.shapes)
 
@@ -182,7 +182,8 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
     state, set_aside = checkpoint.load()
     beyond = beyond_plan(len(job.others.concepts) + 1, job.library.capacity)
     words = remarks.of_words(job.request, job.others.concepts)
-    said = (set_aside, beyond, job.note, remarks.of_rate(job.settings, job.model.family), *words)
+    base = remarks.of_base(job.library.path.name, job.library.base, job.model.fingerprint)
+    said = (set_aside, beyond, base, job.note, remarks.of_rate(job.settings, job.model.family), *words)
     note = " ".join(filter(None, said))
     if note:
         yield Progress(Phase.MEASURING, 0, 1, note=note)

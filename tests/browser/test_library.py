@@ -29,6 +29,7 @@ NODES = """() => {
 @pytest.fixture
 def toys(stub: StubServer) -> StubServer:
     stub.libraries = {"toys": shelf("toys", "rex", "bob", "ada"), "pets": shelf("pets", "tom", capacity=1)}
+    stub.libraries["toys"]["remark"] = "There is another library 'toys' at /elsewhere."
     stub.libraries["lost"] = shelf("lost", problem="'lost' has no library.json; run seqlora repair.")
     return stub
 
@@ -106,6 +107,7 @@ def test_libraries_with_their_concepts(tab: Any):
     assert card(tab, "rex").locator(".seqlora-initial").inner_text() == "R"
     assert card(tab, "bob").locator("img").evaluate("(image) => image.decode().then(() => true)")
     tab.get_by_text("3 of 8 concepts, room for 5 more").wait_for()
+    tab.get_by_text("There is another library 'toys' at /elsewhere.").wait_for()
     tab.get_by_role("button", name="pets").click()
     tab.get_by_text("1 of 1 concepts, as many as were planned").wait_for()
     tab.get_by_role("button", name="toys").click()

@@ -153,6 +153,14 @@ def test_names_with_braces_work_over_http(server: HostServer, library: Library, 
     assert [one["name"] for one in about["concepts"]] == ["cat"]
 
 
+@pytest.mark.parametrize("said", ["cafe\u0301", "caf\u00e9", "CAF\u00c9"])
+def test_names_in_other_letters_work_over_http(server: HostServer, library: Library, said: str):
+    server.post(concept_path("dog", "rename"), {"to": "caf\u00e9"})
+    assert server.get(concept_path(said, "thumbnail"))
+    about = server.post(concept_path(said, "remove"), {})
+    assert [one["name"] for one in about["concepts"]] == ["cat"]
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

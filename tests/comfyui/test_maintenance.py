@@ -83,6 +83,11 @@ def test_removing_and_verifying(server: HostServer, library: Library):
     assert again == f"there is no concept 'cat' (any more); nothing was removed\nlibrary {library.path.name}: dog"
 
 
+@pytest.mark.parametrize("said", ["Cat", "CAT ", "\uff43\uff41\uff54"])
+def test_what_is_removed_is_what_a_file_system_takes_for_its_name(server: HostServer, library: Library, said: str):
+    assert server.run(removing(library, said))["remove"]["text"] == [f"removed cat\nlibrary {library.path.name}: dog"]
+
+
 def test_a_writer_is_not_disturbed(server: HostServer, library: Library):
     with library.writing():
         assert "A training is writing to library" in refusal(server, removing(library, "cat"))

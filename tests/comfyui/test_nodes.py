@@ -110,6 +110,13 @@ def test_sdxl_layers_have_names_and_shapes_that_the_host_knows(applied):
     assert count == 722 and misfits == []  # 70 blocks of 10, and 11 pairs of projections around them
 
 
+def test_another_fine_tune_than_the_librarys_is_told_and_a_lora_beside_it_is_not(applied):
+    remarks = applied("sd3")["remarks"]
+    assert remarks["own"] == remarks["with a LoRA"] == []
+    assert len(remarks["fine-tune"]) == 1
+    assert remarks["fine-tune"][0].startswith("Library 'lib' was taught on another model than this one: another fine-tune")
+
+
 def test_loading_follows_the_library(applied):
     assert applied("sd3")["digest_follows"] and applied("sd3")["triggers"] == "one: zobiku thing\nthree: zobiku thing"
 

@@ -62,6 +62,53 @@ def test_create_where_another_is(library, what, wanted):
     assert contents(library.path) == before
 
 
+@pytest.mark.parametrize("changes", [{"rank": 8}, {"capacity": 3}, {"targets": "attention and mlp"}])
+def test_an_empty_library_is_made_anew(tmp_path, changes):
+    given_ = {"rank": 4, "capacity": 9, "targets": "attention"}
+    Library.create(tmp_path / "new", **given_)
+    assert Library.create(tmp_path / "new", **given_ | changes) == Library.open(tmp_path / "new")
+    made = Library.open(tmp_path / "new")
+    assert {what: getattr(made, what) for what in given_} == given_ | changes
+
+
+def test_a_library_whose_concepts_were_all_removed_is_empty(library, model):
+    for name in library.names:
+        with library.writing() as writer:
+            writer.remove(name)
+    remade = Library.create(library.path, 2, 5, "attention")
+    assert (remade.rank, remade.targets, remade.base, remade.prior()) == (2, "attention", None, None)
+    taught = run_to_end(train_steps(remade, small_request("bird"), QUICK, model)).library
+    assert taught.names == ["bird"] and verify(taught.path) == []
+
+
+def test_a_library_that_lost_its_list_is_not_taken_for_empty(library):
+    file = library.path / MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"concepts": []}))
+    with pytest.raises(SeqLoRAError, match="exists with rank 8, not 4"):
+        Library.create(library.path, 4, 1, "attention and mlp")
+
+
+def test_an_empty_library_is_not_made_anew_under_a_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    made = Library.create(tmp_path / "new", 4, 9, "attention")
+    with made.writing(), pytest.raises(SeqLoRAError, match="A training is writing to library 'new'"):
+        Library.create(tmp_path / "new", 8, 9, "attention")
+    assert Library.open(tmp_path / "new") == made
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link", "loop"])
+def test_what_lies_where_a_library_should_go_is_told(tmp_path, kind):
+    place = tmp_path / "new"
+    place.write_text("x") if kind == "file" else place.symlink_to(place if kind == "loop" else tmp_path / "nowhere")
+    with pytest.raises(SeqLoRAError, match="new is a file, or a link that leads nowhere; remove it or choose another name"):
+        Library.create(place, 4, 9, "attention")
+
+
+@pytest.mark.parametrize("said", ["cat", "Cat", " CAT ", "\uff43at", "ca\u0301t"])
+def test_a_concept_is_known_by_what_a_file_system_takes_for_its_name(library, said):
+    assert library.known_as(said) == ("cat" if said != "ca\u0301t" else said)
+
+
 @pytest.mark.parametrize("rank,capacity,targets", [(0, 1, "attention"), (1, 0, "attention"), (1, 1, "everything")])
 def test_create_with_nonsense(tmp_path, rank, capacity, targets):
     with pytest.raises(SeqLoRAError, match="must be"):

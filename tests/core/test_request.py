@@ -8,10 +8,11 @@ import torch
 from seqlora.diffusion.fingerprint import weights_hash
 from seqlora.diffusion.model import NO_TRIGGERS
 from seqlora.errors import SeqLoRAError
-from seqlora.library.manifest import MAX_TEXT, Record
+from seqlora.library.manifest import MAX_TEXT, Base, Record
+from seqlora.library.store import Library
 from seqlora.training.encoding import seen_captions
 from seqlora.training.progress import run_to_end
-from seqlora.training.remarks import of_words
+from seqlora.training.remarks import of_base, of_words
 from seqlora.training.request import check_request, fit_pictures, prepare_captions
 from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallModel, small_library, small_pictures, small_request
@@ -212,6 +213,24 @@ def test_a_remark_is_told_before_and_kept(tmp_path):
     )
     assert "is that of concept 'cat' already" in told[0].note and told[0].step == 0
     assert "is that of concept 'cat' already" in taught.report.note
+
+
+def test_another_model_than_the_librarys_is_told_and_kept(tmp_path):
+    library, model = small_library(tmp_path / "pets", SmallModel()), SmallModel()
+    told = []
+    run_to_end(train_steps(library, small_request("bird"), QUICK, model), told.append)
+    assert "another model" not in told[0].note
+    model.fingerprint = "a fine-tune"
+    library = Library.open(library.path)
+    taught = run_to_end(train_steps(library, small_request("elk"), QUICK, model), told.append)
+    said = "Library 'pets' was taught on another model than this one: another fine-tune or precision, or other LoRAs"
+    assert said in taught.report.note and any(said in progress.note and progress.step == 0 for progress in told)
+
+
+def test_what_can_be_applied_is_known_by_either_of_its_fingerprints():
+    base = Base({"family": "other"}, {"a": [1, 1]}, "bare")
+    assert of_base("pets", base, "with a LoRA", "bare") == of_base("pets", base, "bare") == of_base("pets", None, "x") == ""
+    assert of_base("pets", base, "with a LoRA", "other").startswith("Library 'pets' was taught on another model")
 
 
 # -- the same request

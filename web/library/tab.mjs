@@ -116,7 +116,7 @@ class Tab {
     if (words.length && !concepts.length) return null
     const inside = isOpen && make('div', { class: 'seqlora-library-inside' }, problem
       ? make('p', { class: 'seqlora-hint seqlora-problem' }, problem)
-      : [this.#summary(library), library.concepts.length
+      : [told.remark && make('p', { class: 'seqlora-hint' }, told.remark), this.#summary(library), library.concepts.length
           ? make('ul', { class: 'seqlora-cards' }, concepts.map((concept) => this.#card(name, concept)))
           : make('p', { class: 'seqlora-hint' }, this.t('library.empty'))])
     return make('section', { class: 'seqlora-library', 'aria-label': name },

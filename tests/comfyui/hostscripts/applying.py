@@ -5,6 +5,7 @@ Arguments: the family and an empty folder.
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from torch import Tensor
 
 from nodes import LoraLoaderModelOnly
 
-ExportLoRA.hidden = HiddenHolder.from_dict({})  # the host sets it for a node that it runs
+for node in (ApplyComposed, CreateLibrary, ExportLoRA, LoadLibrary):
+    node.hidden = HiddenHolder.from_dict({})  # the host sets it for a node that it runs
 
 family, folder = sys.argv[1], Path(sys.argv[2])
 tiny.use_folder(folder)
@@ -55,6 +57,27 @@ def refused(action) -> str:
     except SeqLoRAError as error:
         return str(error)
     return ""
+
+
+def remarks() -> dict[str, list[str]]:
+    """What is said where the library is applied to its model, to that with another LoRA on it, and to a fine-tune."""
+    lines: dict[str, list[str]] = {}
+
+    def said(what: str, model) -> None:
+        handler = logging.Handler()
+        handler.emit = lambda record: lines[what].append(record.getMessage())
+        logging.getLogger("seqlora").addHandler(handler)
+        lines[what] = []
+        ApplyComposed.execute(model, library, "*", 1.0)
+        logging.getLogger("seqlora").removeHandler(handler)
+
+    said("own", patcher)
+    said("with a LoRA", ApplyComposed.execute(patcher, library, "one", 1.0).result[0])
+    other = tiny.load(family, folder)[0]
+    for weight in other.model.diffusion_model.parameters():
+        weight.mul_(1.01)
+    said("fine-tune", other)
+    return lines
 
 
 def sdxl_layers() -> tuple[int, list[str]]:
@@ -127,6 +150,7 @@ with torch.inference_mode():
             ),
             "nothing to export": refused(lambda: ExportLoRA.execute(library, "one: 0", "x", "comfyui", "fp16")),
         },
+        remarks=remarks(),
         unknown_library=LoadLibrary.validate_inputs("nothing"),
         targets=list(TARGETS),
         sdxl=sdxl_layers(),

@@ -9,8 +9,10 @@ from pathlib import Path
 import boot
 import folder_paths
 from comfy.cli_args import args
-from seqlora_pack.nodes import host
+from comfy_api.latest._io import HiddenHolder
+from seqlora_pack.nodes import host, library
 from seqlora_pack.nodes.server import library_routes
+from seqlora_pack.seqlora.errors import SeqLoRAError
 from seqlora_pack.seqlora.library.store import Library
 from utils.extra_config import load_extra_path_config
 
@@ -47,10 +49,22 @@ def yaml_of(place: Path, more: str = "") -> str:
     return f"{place.name}:\n    base_path: {place}\n    seqlora: libraries\n{more}"
 
 
+def refusal(name: str) -> str:
+    try:
+        return str(host.new_library_path(name))
+    except SeqLoRAError as error:
+        return str(error)
+
+
 default = "    is_default: true\n"
 answer: dict[str, object] = {
     "plain": registered(yaml_of(nas)),
     "marked": registered(yaml_of(nas) + yaml_of(other, default)),
+    "two marked": registered(
+        f"one:\n    base_path: {other}\n    seqlora: |\n        a\n        b\n{default}" + yaml_of(nas, default)
+    ),
+    "own marked": registered(f"own:\n    base_path: {models}\n    seqlora: seqlora\n{default}" + yaml_of(nas, default)),
+    "twice marked": registered(yaml_of(nas, default) + yaml_of(other) + f"again:\n    seqlora: nas/libraries\n{default}"),
     "loras marked": registered(f"a:\n    base_path: {other}\n    loras: x\n{default}" + yaml_of(nas)),
 }
 registered(yaml_of(nas))
@@ -59,8 +73,15 @@ answer["existing"], answer["new"] = at("shared"), at("new")
 made(models / "seqlora", "shared")
 (entry,) = library_routes.libraries(None)["libraries"]  # type: ignore[arg-type]
 answer["same name"], answer["first wins"] = entry["remark"], at("shared")
+library.LoadLibrary.hidden = HiddenHolder.from_dict({})  # the host sets it for a node that it runs
+library.LoadLibrary.execute("shared")
 made(models / "seqlora", "x").rename(models / "seqlora" / "cafe\u0301")
 answer["composed"] = [host.library_names(), at("caf\u00e9")]
+answer["taken for the same"] = [refusal(name) for name in ("SHARED", "Cafe\u0301", "\uff53hared")]
+made(nas / "libraries", "caf\u00e9")
+answer["composed twice"] = host.hidden_remark("caf\u00e9")
+registered(f"file:\n    base_path: {folder / 'file'}\n    seqlora: libraries\n{default}" + yaml_of(nas))
+answer["unwritable default"] = [at("new"), at("shared")]
 folder_paths.models_dir = str(folder / "file")
 answer["unwritable"] = [registered(yaml_of(nas)), at("new")]
 boot.report(**answer, log=lines)
