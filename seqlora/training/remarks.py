@@ -98,3 +98,13 @@ def of_words(request: TrainingRequest, records: Sequence[Record]) -> list[str]:
     if any(character.isdigit() for character in trigger):
         said.append(f"The trigger '{request.trigger}' has digits, which text encoders take one by one. Use letters only.")
     return said
+
+
+def beyond_plan(number: int, capacity: int) -> str:
+    """What to know before concept number `number` is taught: docs/results-earlier.md shows 101 in one of 32."""
+    if number <= capacity:
+        return ""
+    return (
+        f"This is concept {number} of a library planned for {capacity}: what concepts change elsewhere adds up, so with all of "
+        "them on each keeps less of itself, and so does the base model. Start a library with a larger capacity for more."
+    )

@@ -180,7 +180,7 @@ def binding_of(job: Job, request_id: str) -> str:
 def _train(job: Job) -> TrainingSteps[TrainResult]:
     checkpoint, steps = job.checkpoint, job.settings.steps
     state, set_aside = checkpoint.load()
-    beyond = beyond_plan(len(job.others.concepts) + 1, job.library.capacity)
+    beyond = remarks.beyond_plan(len(job.others.concepts) + 1, job.library.capacity)
     words = remarks.of_words(job.request, job.others.concepts)
     base = remarks.of_base(job.library.path.name, job.library.base, job.model.fingerprint)
     said = (set_aside, beyond, base, job.note, remarks.of_rate(job.settings, job.model.family), *words)
@@ -289,13 +289,3 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: Trai
     told = (request.name, library.path.name, concept.steps, report.seconds)
     logger.info("'%s' is in library '%s' after %d steps, %.0f s", *told)
     return TrainResult(library, library.find(request.name), concept.losses, report)
-
-
-def beyond_plan(number: int, capacity: int) -> str:
-    """What to know before concept number `number` is taught: docs/results-earlier.md shows 101 in one of 32."""
-    if number <= capacity:
-        return ""
-    return (
-        f"This is concept {number} of a library planned for {capacity}: what concepts change elsewhere adds up, so with all of "
-        "them on each keeps less of itself, and so does the base model. Start a library with a larger capacity for more."
-    )
