@@ -31,6 +31,7 @@ MOST_CLICKS = 10
 # What somebody new clicks, until there is a picture with two concepts; the first visit opens the templates by itself.
 TEACH = ("seqlora", "teach_two_concepts", "Run")
 COMPOSE = ("Templates", "seqlora", "compose_two_concepts", "Run")
+PLACES = ("Templates", "seqlora", "two_in_one_picture", "Run")
 BUTTONS = ("Templates", "Run")  # the others are texts in a window
 TRAINING = "Teach the second concept"
 LIBRARY = "my first library"
@@ -126,6 +127,10 @@ def first_run(browser: Any, server: HostServer, out: Path) -> None:
     shoot_nodes(page, out / "workflows/compose_two_concepts.jpg", ("Save Image",))
     shoot_nodes(page, help_picture(out, "ApplyComposed"), ("Apply Composed SeqLoRA",))
     shoot_nodes(page, help_picture(out, "LoadLibrary"), ("Load Concept Library",))
+    for name in PLACES:
+        click(name)
+    wait(page, lambda: len(list(server.output_dir.glob("seqlora_*.png"))) == 2)
+    shoot_nodes(page, out / "workflows/two_in_one_picture.jpg", ("Save Image",))
     page.close()
     page = visit(browser, server)  # one that has kept no older thumbnails
     page.get_by_role("button", name="Templates", exact=True).first.click()

@@ -15,7 +15,7 @@ from seqlora.demo.pictures import held_out_emoji, trigger_word
 from tests.support.hosts import PACK, HostServer
 
 pytestmark = pytest.mark.host
-NAMES = ("teach_two_concepts", "compose_two_concepts")
+NAMES = ("teach_two_concepts", "compose_two_concepts", "two_in_one_picture")
 NOTES = ("MarkdownNote", "Note")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
@@ -89,6 +89,8 @@ def test_the_prompt_names_what_is_taught(server: HostServer):
     text = " ".join(node["inputs"]["text"] for node in of_type(compose, "CLIPTextEncode"))
     for emoji in (e for e in held_out_emoji() if e.name in taught):
         assert f"{trigger_word(emoji)} {emoji.class_word}" in text
+    places = of_type(to_prompt(read(NAMES[2]), server), "SeqLoRA_ConceptRegion")
+    assert [place["inputs"]["text"].partition("@")[2] for place in places] == taught
 
 
 def test_taught_concepts_compose_to_a_picture(server: HostServer):
@@ -96,11 +98,12 @@ def test_taught_concepts_compose_to_a_picture(server: HostServer):
     for node in of_type(teach, "SeqLoRA_TrainConcept"):
         node["inputs"] |= {"steps": 4, "batch_size": 2}
     server.run(teach, timeout=400)
-    outputs = server.run(to_prompt(read(NAMES[1]), server), timeout=200)
-    (image,) = [image for output in outputs.values() for image in output.get("images", [])]
-    picture = np.asarray(Image.open(server.output_dir / image["subfolder"] / image["filename"]).convert("RGB"))
-    assert picture.shape == (256, 448, 3)
-    assert picture.std() > 5
+    for name, width in ((NAMES[1], 448), (NAMES[2], 512)):
+        outputs = server.run(to_prompt(read(name), server), timeout=200)
+        (image,) = [image for output in outputs.values() for image in output.get("images", [])]
+        picture = np.asarray(Image.open(server.output_dir / image["subfolder"] / image["filename"]).convert("RGB"))
+        assert picture.shape == (256, width, 3)
+        assert picture.std() > 5
 
 
 def test_help_pages_name_every_input_and_output(server: HostServer):
