@@ -1,7 +1,9 @@
 """What regions cost while sampling, and whether they keep concepts in their places. Runs in ComfyUI's interpreter.
 
-    python benchmarks/regions.py cost ROUNDS          ratios to the bare model, on a UNet and on a Flux of moderate width
-    python benchmarks/regions.py places LIBRARY COUNT  pictures with two of a demo library's concepts, in two boxes, judged
+    python benchmarks/regions.py cost ROUNDS
+        ratios to the bare model, on a UNet and on a Flux of moderate width
+    python benchmarks/regions.py places LIBRARY COUNT NAME NAME ...
+        pictures with two of a demo library's concepts in two boxes, judged by the demo's classifier
 
 They print JSON; what stands beside a model's name is a ratio of medians of one run, in which all ways take turns.
 """
@@ -41,7 +43,7 @@ BOXES = [(x + 0.03, y + 0.03, 0.44, 0.44) for x in (0, 0.5) for y in (0, 0.5)]
 RANK, CAPACITY = 16, 32
 # Name -> (family of the zoo, what is wider than there, tokens of the prompt and of a region, latents' height and width)
 MODELS: dict[str, tuple[str, Mapping[str, Any], int, int, int]] = {
-    "UNet": ("SD 1.5", {"model_channels": 320, "num_head_channels": 40}, 77, 77, 48),
+    "UNet": ("SD 1.5", {"model_channels": 320, "num_head_channels": 40}, 77, 77, 32),
     "Flux": ("Flux.1 dev", {"hidden_size": 1024, "num_heads": 8, "depth": 1, "depth_single_blocks": 2}, 128, 10, 48),
 }
 SIDE, MARGIN = 64, 0.06  # of a half of the demo's picture, in pixels; of a half's box, as a share of the picture
@@ -93,25 +95,25 @@ def cost(name: str, rounds: int) -> dict[str, float]:
     }
 
 
-def places(path: Path, count: int) -> dict[str, Any]:
-    """Every two neighbours of the library, in both orders, `count` pictures each: a picture of two halves, a box in each."""
+def places(path: Path, count: int, names: list[str]) -> dict[str, Any]:
+    """Every two of these concepts, in both orders, `count` pictures each: a picture of two halves, a box in each."""
     library, index = Library.open(path), {emoji.name: i for i, emoji in enumerate(all_emoji())}
+    chosen = [library.find(name) for name in names]
     found: dict[str, dict[str, Any]] = {}
-    for one, two in itertools.permutations(library.concepts, 2):
-        if abs(library.names.index(one.name) - library.names.index(two.name)) == 1:
-            halves = drawn(library, one, two, count)
-            wanted, other = torch.tensor([index[one.name], index[two.name]]), torch.tensor([index[two.name], index[one.name]])
-            found[f"{one.name}, {two.name}"] = {
-                "both": float((halves == wanted).all(1).float().mean()),
-                "each": (halves == wanted).float().mean(0).tolist(),
-                "swapped": float((halves == other).any(1).float().mean()),
-            }
+    for one, two in itertools.permutations(chosen, 2):
+        halves = drawn(library, one, two, count)
+        wanted = torch.tensor([index[one.name], index[two.name]])
+        found[f"{one.name}, {two.name}"] = {
+            "both": float((halves == wanted).all(1).float().mean()),
+            "each": (halves == wanted).float().mean(0).tolist(),
+            "swapped": float((halves == wanted.flip(0)).any(1).float().mean()),
+        }
     figures = list(found.values())
     return {
         "pictures": count * len(found),
         "both": round(statistics.mean(pair["both"] for pair in figures), 3),
         "swapped": round(statistics.mean(pair["swapped"] for pair in figures), 3),
-        "alone": {record.name: alone(library, record, count) for record in library.concepts},
+        "alone": {record.name: alone(library, record, count) for record in chosen},
         "pairs": found,
     }
 
@@ -152,4 +154,4 @@ if __name__ == "__main__":
             for name in MODELS:
                 boot.report(**{name: cost(name, int(sys.argv[2]))})
         else:
-            boot.report(**places(Path(sys.argv[2]), int(sys.argv[3])))
+            boot.report(**places(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))
