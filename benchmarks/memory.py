@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import multiprocessing
 import tempfile
 import threading
@@ -28,7 +29,7 @@ from seqlora.library.manifest import Base
 from seqlora.library.store import Library
 from seqlora.lora.targets import layer_shapes
 from seqlora.lora.types import LoRAPair
-from seqlora.method.moments import Moment, Moments, test_matrix
+from seqlora.method.moments import Moment, Moments, Recorder, test_matrix
 from seqlora.method.trained import TrainedConcept
 from seqlora.report.report import library_report
 from seqlora.settings import Settings
@@ -58,6 +59,7 @@ FLUX = {
     (3072, 15360): 38,
 }
 MODELS = {"sdxl": SDXL, "flux": FLUX}
+TOKENS = {"sdxl": 1024, "flux": 4352}  # that the widest layers see
 
 
 class NoModel:
@@ -200,6 +202,18 @@ def reporting(path: Path, layers: dict[str, nn.Module]) -> dict[str, float]:
     return {f"report of {REPORTED}, s": report.seconds, f"report of {REPORTED}, most GB": report.most / GB}
 
 
+def taking_up(model: str) -> dict[str, float]:
+    """What the moments of the widest layer take beside its input and output, in bf16, of one picture of 1024 pixels."""
+    m, n = max(MODELS[model], key=math.prod)
+    layer = nn.Linear(1, 1).requires_grad_(False)
+    x, output = torch.randn(TOKENS[model], n).bfloat16(), torch.randn(TOKENS[model], m).bfloat16()
+    recorder = Recorder({"layer": layer})
+    recorder._see("layer", layer, x[:1], output[:1])  # makes what is made once
+    with Watched() as seen:
+        recorder._see("layer", layer, x, output)
+    return {f"measuring a {m} x {n} layer, most GB": seen.most / GB}
+
+
 def _apart(look: Callable[..., dict[str, float]], *args: Any) -> dict[str, float]:
     """In a process of its own: what one leaves in memory is no part of the next."""
     with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (1,)) as pool:
@@ -226,6 +240,8 @@ def main() -> None:
             for look in (training, composing, reporting):
                 for what, value in _apart(look, path, layers).items():
                     print(f"  {what}: {whole * value:.3g}", flush=True)
+            for what, value in _apart(taking_up, model).items():
+                print(f"  {what}: {value:.3g}", flush=True)
 
 
 if __name__ == "__main__":

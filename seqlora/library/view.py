@@ -163,13 +163,13 @@ class LibraryView:
         """A file of this library. Raises SeqLoRAError where the name, or a link, leads out of its folder."""
         return inside(self.path, relative)
 
-    def prior(self) -> Moments | None:
-        """G, once it was measured."""
+    def prior(self, on_disk: bool = False) -> Moments | None:
+        """G, once it was measured; with `on_disk` it is read when it is used."""
         if not self.manifest.prior_sha256:
             return None
         path = self.inside(PRIOR)
         with remedied(f"{RESTORE}, or run: seqlora repair"):
-            return read_moments(path, self.layers, self.manifest.prior_sha256, felt=True)
+            return read_moments(path, self.layers, self.manifest.prior_sha256, felt=True, on_disk=on_disk)
 
     def moments(self, name: str, on_disk: bool = False) -> Moments:
         """C of a concept; with `on_disk` they are read when they are used."""

@@ -31,7 +31,7 @@ def library_report(
         raise SeqLoRAError("No concept is selected", "name at least one, or '*' for all")
     concepts = [_scaled(library.load(name), strength) for name, strength in selection.items()]
     moments = [library.moments(name, on_disk=True) for name in selection]
-    prior = library.prior()
+    prior = library.prior(on_disk=True)
     found = _over_layers(concepts, moments, prior, delta, constant)
     entries = []
     for j, (name, strength) in enumerate(selection.items()):
