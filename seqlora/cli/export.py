@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..library.export import DTYPES, FORMATS, export_composed
+from ..library.export import DTYPES, FORMATS, export_composed, export_embeddings
 from ..library.store import Library
 from ..lora.compose import parse_selection
 from .arguments import Command, with_library
@@ -23,3 +23,5 @@ def export(args: argparse.Namespace) -> None:
     library = Library.open(args.library)
     selection = parse_selection("\n".join(args.concepts), library.names)
     print(export_composed(library, selection, args.out, args.format, args.dtype))
+    for path in export_embeddings(library, selection, args.out.parent / "embeddings"):
+        print(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..io.safetensors_file import write_tensors
 from ..lora import modelspec
 from ..lora.formats import ALPHA, to_diffusers, to_kohya, to_native
 from ..lora.types import LoRAPair
+from ..lora.vectors import to_embedding
 from .store import Library
 
 FORMATS: dict[str, Callable[[dict[str, LoRAPair], Mapping[str, Any]], dict[str, Tensor]]] = {
@@ -48,6 +49,19 @@ def export_composed(
             raise SeqLoRAError(f"{name} has values too large for {dtype}", "export as fp32 or lower the strengths")
     write_tensors(path, tensors, metadata(library, selection, composed, path.stem))
     return path
+
+
+def export_embeddings(library: Library, names: Iterable[str], folder: Path) -> list[Path]:
+    """Writes what stands for these concepts' triggers, where they have learned vectors: ordinary textual-inversion embeddings,
+    fp32, called as the concepts' files are. Returns the paths; nothing is written for a concept without."""
+    written = []
+    for name in names:
+        if vectors := library.vectors(name):
+            record = library.find(name)
+            path = folder / Path(record.file).name
+            write_tensors(path, to_embedding(vectors), {"modelspec.title": name, "modelspec.trigger_phrase": record.trigger})
+            written.append(path)
+    return written
 
 
 def metadata(library: Library, selection: Mapping[str, float], composed: Mapping[str, LoRAPair], title: str) -> dict[str, str]:

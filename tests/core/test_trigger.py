@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from seqlora.cli.main import main
 from seqlora.diffusion.batches import Examples
 from seqlora.errors import SeqLoRAError
 from seqlora.io.safetensors_file import read_metadata, write_tensors
@@ -265,6 +266,26 @@ def test_vectors_as_text_come_back():
     assert again.keys() == vectors.keys() and all(torch.equal(again[name], vectors[name]) for name in vectors)
     assert load(save(to_embedding(vectors))).keys() == {"clip_l", "clip_g"}
     assert to_embedding({"clip_l": vectors["clip_l"]}).keys() == {"emb_params"}
+
+
+def test_an_export_writes_embeddings_beside_the_lora(two: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main(["export", str(two.path), "cat: 0.5", "--out", str(tmp_path / "cat.safetensors")])
+    embedding = tmp_path / "embeddings" / "0001-cat.safetensors"
+    assert capsys.readouterr().out.split() == [str(tmp_path / "cat.safetensors"), str(embedding)]
+    assert torch.equal(load(embedding.read_bytes())["emb_params"], two.vectors("cat")["small"])
+    assert read_metadata(embedding)["modelspec.trigger_phrase"] == "zyxcat"
+
+
+def test_diffusers_loads_an_embedding(tmp_path: Path):
+    pytest.importorskip("diffusers")
+    from tests.support.tiny_pipelines import TEXT_WIDTH, tiny_sd
+
+    vectors = {"clip_l": torch.randn(2, TEXT_WIDTH, generator=torch.Generator().manual_seed(0))}
+    write_tensors(tmp_path / "zorv.safetensors", to_embedding(vectors))
+    pipe = tiny_sd(tmp_path)
+    pipe.load_textual_inversion(str(tmp_path / "zorv.safetensors"), token="zorv")
+    ids = pipe.tokenizer.convert_tokens_to_ids(["zorv", "zorv_1"])
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], vectors["clip_l"])
 
 
 def test_texts_are_split_at_words():
