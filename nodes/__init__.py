@@ -7,7 +7,8 @@ from comfy_api.latest import ComfyExtension, io
 from . import apply, demo, export, host, library, maintenance, pictures, prompt, regions, report, train, training_options
 from .server import library_routes, picture_routes, training_status
 
-MODULES = (train, training_options, pictures, library, report, maintenance, apply, prompt, regions, export, demo)
+# In this order the editor offers them where a link is dropped: what is wanted most comes first.
+MODULES = (prompt, regions, apply, train, training_options, pictures, library, report, export, maintenance, demo)
 NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
 
 

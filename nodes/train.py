@@ -93,7 +93,6 @@ class TrainConcept(io.ComfyNode):
         pictures = split_pictures(images)
         lesson = TrainingRequest(*names, pictures, split_captions(captions or [], len(pictures)))
         taught = train(node, workflow_id(cls.hidden.extra_pnginfo), lesson, settings, run, **only)
-        host.say(node, summary(taught))
         return io.NodeOutput(
             LibraryHandle.of(taught.library),
             {"loss": list(taught.losses)},
@@ -125,7 +124,6 @@ def train(
                 training.follow(progress)
                 last = training.keep  # asked for while the last step was made
                 if previews.due(progress, last):
-                    host.say(node, f"step {progress.step}/{progress.steps}: drawing a preview")
                     try:
                         training.show(previews.draw(progress))
                     except SeqLoRAError as error:  # the training itself is well
@@ -133,9 +131,9 @@ def train(
                 return "keep" if last else None
 
             steps = train_steps(opened, lesson, settings, taught_model, run.checkpoint_minutes, run.replace)
-            taught = host.run_with_progress(steps, node, follow)
+            taught = host.run_with_progress(steps, follow)
         tell_changed(taught.library.path.name)
-        training.end(Phase.FINISHED, taught=taught)
+        training.end(Phase.FINISHED, remarks(taught), taught)
     return taught
 
 
@@ -170,23 +168,29 @@ def split_captions(captions: Sequence[str], count: int) -> tuple[str, ...]:
     return tuple(captions) if any(caption.strip() for caption in captions) else ()
 
 
+def remarks(taught: TrainResult) -> str:
+    """What there is to say of a training that is not seen in its panel anyway."""
+    record, report = taught.record, taught.report
+    said = [report.note] if report.note else []
+    if report.chosen_automatically:
+        chosen = ", ".join(f"{name.replace('_', ' ')} {record.settings[name]:g}" for name in report.chosen_automatically)
+        said.append(f"Chosen for this model ({report.model_family}): {chosen}.")
+    if record.full_layers:
+        said.append(f"{len(record.full_layers)} layers were full and are shared softly.")
+    return " ".join(said)
+
+
 def summary(taught: TrainResult) -> str:
     record, library, report = taught.record, taught.library, taught.report
     lines = [f"{record.name}: write '{record.subject}' in prompts"]
     if taught.reused:
         lines.append("taught before with the same inputs; nothing was done")
-    if report.note:
-        lines.append(report.note)
-    if report.chosen_automatically:
-        chosen = ", ".join(f"{name} {record.settings[name]:g}" for name in report.chosen_automatically)
-        lines.append(f"chosen for this model ({report.model_family}): {chosen}")
+    lines += [remarks(taught)] if remarks(taught) else []
     if report.resumed_at is not None:
         lines.append(f"went on from step {report.resumed_at}")
     if report.ended_early_at is not None:
         lines.append(f"ended early, at step {report.ended_early_at} of {record.settings['steps']}")
     lines.append(f"loss {report.first_loss:.4f} -> {report.last_loss:.4f} in {report.seconds} s")
-    if record.full_layers:
-        lines.append(f"{len(record.full_layers)} layers were full and are shared softly")
     lines.append(f"library {library.path.name}: {len(library.concepts)} of {library.capacity} concepts")
     return "\n".join(lines)
 

@@ -2,13 +2,16 @@
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
 import { library } from './library/tab.mjs'
+import { missing } from './library/missing.mjs'
 import { olderWorkflows } from './training/older_workflows.mjs'
 import { panels } from './training/panels.mjs'
 import { pictures } from './pictures/pictures.mjs'
 import { picker } from './picker/picker.mjs'
+import { completion } from './prompt/completion.mjs'
 import { loadWords, t } from './shared/i18n.mjs'
+import { titleWidth } from './shared/title_width.mjs'
 
-const parts = [panels, library, picker, pictures, olderWorkflows].map((part) => part({ app, api, t }))
+const parts = [completion, panels, library, missing, picker, pictures, olderWorkflows, titleWidth].map((part) => part({ app, api, t }))
 const each = (hook) => (...given) => { for (const part of parts) part[hook]?.(...given) }
 
 const style = document.createElement('link')

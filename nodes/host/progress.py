@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,35 +21,27 @@ from server import PromptServer
 from ...seqlora.training.progress import Phase, Progress, TrainingSteps, run_to_end
 
 logger = logging.getLogger("seqlora")
-TEXT_INTERVAL = 0.5  # seconds between status texts
 Interrupted = comfy.model_management.InterruptProcessingException
 
 
-def run_with_progress(
-    steps: TrainingSteps[Any], node_id: str | None, follow: Callable[[Progress], str | None] = lambda progress: None
-) -> Any:
-    """Runs a training to its end, shows how far it is, and stops it when the user cancels. Returns its result."""
-    bar, phase, said = None, Phase.STARTING, 0.0
+def run_with_progress(steps: TrainingSteps[Any], follow: Callable[[Progress], str | None] = lambda progress: None) -> Any:
+    """Runs a training to its end, moves the host's bar, and stops it when the user cancels. Returns its result.
+
+    In words the panel tells it, which follows the events of the training; a text of the host's beside it would say all twice.
+    """
+    bar, phase = None, Phase.STARTING
 
     def tell(progress: Progress) -> str | None:
-        nonlocal bar, phase, said
+        nonlocal bar, phase
         comfy.model_management.throw_exception_if_processing_interrupted()
         if bar is None or progress.phase != phase or progress.step == 1:
             bar, phase = comfy.utils.ProgressBar(progress.steps), progress.phase
         bar.update_absolute(progress.step, progress.steps)
         if progress.note:
             logger.warning("%s", progress.note)
-        if progress.note or time.monotonic() - said >= TEXT_INTERVAL or progress.step == progress.steps:
-            said = time.monotonic()
-            say(node_id, progress.note or str(progress))
         return follow(progress)
 
-    try:
-        return run_to_end(steps, tell)  # closes it, which takes the hooks off the model
-    except Interrupted:
-        if phase is Phase.TRAINING:
-            say(node_id, "cancelled; queue the same again to go on from here")
-        raise
+    return run_to_end(steps, tell)  # closes it, which takes the hooks off the model
 
 
 def say(node_id: str | None, text: str) -> None:

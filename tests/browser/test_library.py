@@ -104,6 +104,7 @@ def test_libraries_with_their_concepts(tab: Any):
     told = card(tab, "bob").inner_text()
     for fact in ("zbob", "toy", "rank 12", "1.3 MB", "Nov 22, 2026"):
         assert fact in told
+    tab.get_by_text("rank up to 16").wait_for()
     assert card(tab, "rex").locator(".seqlora-initial").inner_text() == "R"
     assert card(tab, "bob").locator("img").evaluate("(image) => image.decode().then(() => true)")
     tab.get_by_text("3 of 8 concepts, room for 5 more").wait_for()
@@ -123,6 +124,9 @@ def test_search_in_all_libraries(tab: Any):
         tab.get_by_role("searchbox").fill(words)
         tab.get_by_text(f"Concepts found: {len(expected)}").wait_for()
         assert names(tab) == expected
+        found, shown = (tab.locator(of).all_inner_texts() for of in (".seqlora-library-name", ".seqlora-count"))
+        counts = dict(zip(found, shown, strict=True))
+        assert counts == {"zBO": {"toys": "1"}, "to": {"toys": "3", "pets": "1"}, "tom toy": {"pets": "1"}}[words]
     tab.get_by_role("searchbox").fill("nobody")
     tab.get_by_text("No concept matches \u201cnobody\u201d").wait_for()
 
@@ -184,11 +188,27 @@ def test_every_control_by_keyboard(toys: StubServer, editor: Editor, tab: Any):
         editor.page.keyboard.press("Tab")
         seen.append(editor.page.evaluate("() => document.activeElement.ariaLabel ?? document.activeElement.innerText"))
     rest = ["Report", "Copy the trigger zbob", "Use bob in the graph", "Rename bob", "Remove bob"]
-    assert [word.replace("\n", " ") for word in seen] == ["toys 3", *rest]
+    assert [word.replace("\n", " ") for word in seen] == ["toys 1", *rest]
     toys.libraries["toys"]["concepts"][1]["trigger"] = "new"
     toys.send("seqlora.library", {"name": "toys"})
     tab.get_by_role("button", name="Copy the trigger new").wait_for()
     assert editor.page.evaluate("() => document.activeElement.ariaLabel") == "Remove bob"  # focus stays where it was
+
+
+@once
+def test_trainings_are_seen_whatever_workflow_asked_for_them(stub: StubServer, editor: Editor, tab: Any):
+    trainings = tab.get_by_role("region", name="Trainings")
+    assert not trainings.is_visible()
+    other, own = (stub.train("5", workflow=workflow, concept=name) for workflow, name in (("", "gnu"), ("w", "emu")))
+    stub.tell(other, phase="waiting")
+    stub.tell(own, phase="training", step=3, steps=9, losses=[[1, 0.3], [2, 0.2], [3, 0.1]])
+    trainings.get_by_text("gnu waits").wait_for()
+    trainings.get_by_role("group", name="Training of emu").get_by_text("3 / 9").wait_for()
+    with editor.page.expect_response("**/keep"):
+        trainings.get_by_role("group", name="Training of emu").get_by_role("button", name="Stop and keep").click()
+    stub.tell(own, phase="finished", step=9)
+    trainings.get_by_text("Stopped and kept emu").wait_for()
+    assert editor.violations(".seqlora-tab") == []
 
 
 # --- Into the graph -----------------------------------------------------------------------------------------------------
@@ -223,6 +243,49 @@ def test_dropped_on_a_node_it_is_added_to_its_text(editor: Editor, tab: Any):
     drop(editor, "ada", onto)
     toast(editor, "This node uses the library \u201cpets\u201d")
     assert [node["values"] for node in of_type(editor, APPLY)] == [["rex: 0.5 # mine\nbob"]]
+
+
+def test_what_it_puts_into_the_graph_is_drawn_without_another_move(editor: Editor, tab: Any):
+    card(tab, "ada").get_by_role("button", name="Use ada in the graph").press("Enter")
+    editor.page.locator(".seqlora-picker").get_by_role("button", name="ada").wait_for()
+    editor.page.wait_for_timeout(300)  # a few frames; nothing moves
+    (apply,) = of_type(editor, APPLY)
+    left, top, right, bottom = editor.page.evaluate(
+        """(id) => {
+            const { pos, size } = app.graph.getNodeById(id)
+            return [...app.canvasPosToClientPos(pos), ...app.canvasPosToClientPos([pos[0] + size[0], pos[1] + size[1] + 60])]
+        }""",
+        apply["id"],
+    )
+    for selector in (".seqlora-picker", "textarea"):
+        (box,) = [one.bounding_box() for one in editor.page.locator(selector).all() if one.is_visible()]
+        assert left <= box["x"] and box["x"] + box["width"] <= right
+        assert top <= box["y"] and box["y"] + box["height"] <= bottom
+    toast(editor, "ada is in the graph")
+
+
+def test_a_dropped_link_offers_what_is_wanted_most(editor: Editor):
+    offered, taken = editor.page.evaluate(
+        "() => [LiteGraph.slot_types_default_out, LiteGraph.slot_types_default_in].map((all) => all.SEQLORA_LIBRARY)"
+    )
+    kinds = "ConceptPrompt", "ApplyComposed", "TrainConcept", "LibraryReport"
+    assert offered == ["Reroute", *(f"SeqLoRA_{kind}" for kind in kinds)]
+    assert "SeqLoRA_RemoveConcept" not in taken[:4]
+
+
+def test_titles_are_not_cut(editor: Editor):
+    for number, kind in enumerate(("DemoModel", "VerifyLibrary", "LibraryReport", "ConceptPrompt")):
+        node = editor.add(f"SeqLoRA_{kind}", (60 + 300 * number, 60))
+        room, needed = editor.page.evaluate(
+            """(id) => {
+                const { size, title } = app.graph.getNodeById(id)
+                const pen = document.createElement('canvas').getContext('2d')
+                pen.font = '14px Inter, Arial'
+                return [size[0] - 50, pen.measureText(title).width]
+            }""",
+            node,
+        )
+        assert needed <= room, kind
 
 
 def test_by_button_into_the_selected_node_and_inside_a_subgraph(editor: Editor, tab: Any):

@@ -298,7 +298,9 @@ def test_inside_a_subgraph(editor: Editor, stub: StubServer):
     training = stub.train(f"{outer}:{inner}", workflow=editor.workflow_id)
     stub.tell(training)
     stub.tell(training, phase="training", step=20, steps=80, losses=curve(1, 20))
-    expect(editor.page.locator(".seqlora-panel:visible")).to_have_count(0)
+    editor.look_at_node(int(outer))
+    expect(panel(editor)).to_contain_text("Learning rex20 / 80")  # on the subgraph's own node too
+    expect(editor.page.locator(".seqlora-panel:visible")).to_have_count(1)
     editor.page.evaluate(
         "(id) => { const node = window.app.graph.getNodeById(id); window.app.canvas.openSubgraph(node.subgraph, node) }", outer
     )
@@ -463,6 +465,8 @@ def check_streaming(editor: Editor, node: int, concept: str) -> Any:
     picture = shown.get_by_role("img", name=re.compile(f"{concept} at step"))
     expect(picture).to_be_visible(timeout=5 * MINUTE)
     expect(picture).to_have_js_property("naturalWidth", 64)
+    widgets = editor.page.evaluate("(id) => app.graph.getNodeById(id).widgets.map(({ name }) => name)", node)
+    assert not [name for name in widgets if "preview" in name and name != "preview_every"]  # no text of the host's beside it
     expect(shown.locator(".seqlora-raw")).to_have_attribute("d", re.compile("M0.3 .*L"))  # from the first step on
     editor.look_at_node(node)  # it has grown
     return shown

@@ -223,7 +223,7 @@ def test_hints_where_there_is_nothing_to_pick(toys: StubServer, editor: Editor):
     editor.look_at()
     wait_for_status(editor, "Connect a library to pick its concepts")
     connect(editor, create, node)
-    wait_for_status(editor, "The library \u201clater\u201d is not there yet")
+    wait_for_status(editor, "The library \u201clater\u201d is not on this computer")
     toys.libraries["later"] = shelf("later")
     toys.send("seqlora.library", {"name": "later"})
     wait_for_status(editor, "\u201clater\u201d has no concepts yet")

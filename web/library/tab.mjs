@@ -1,4 +1,4 @@
-// The sidebar tab with all libraries: what they hold, how full they are; concepts are found, copied, renamed, removed, and dragged
+// The sidebar tab with all trainings and libraries: what they hold, how full they are; concepts are found, copied, renamed, removed, and dragged
 // into the graph.
 import { make, icon } from '../shared/dom.mjs'
 import { allNodes } from '../shared/find_library.mjs'
@@ -7,6 +7,7 @@ import { DRAGGED, Inserter, listenForDrops } from '../shared/insert_concept.mjs'
 import { APPLY, LOAD } from '../shared/kinds.mjs'
 import { openShelf } from '../shared/libraries.mjs'
 import { showReport } from './report.mjs'
+import { TrainingList } from './trainings.mjs'
 
 export function library({ app, api, t }) {
   const shelf = openShelf(api)
@@ -22,7 +23,7 @@ export function library({ app, api, t }) {
   return {
     setup() {
       shelf.onChange(() => offer(allNodes(app)))
-      const tab = new Tab({ app, t, shelf })
+      const tab = new Tab({ app, t, shelf, trainings: new TrainingList({ api, t }) })
       app.extensionManager.registerSidebarTab({
         id: 'seqlora-concepts', icon: 'pi pi-book', type: 'custom',
         title: t('library.title'), tooltip: t('library.tooltip'),
@@ -43,7 +44,7 @@ class Tab {
   #isShown = false
   #turn = 0
 
-  constructor({ app, t, shelf }) {
+  constructor({ app, t, shelf, trainings }) {
     this.app = app
     this.t = t
     this.shelf = shelf
@@ -55,11 +56,12 @@ class Tab {
       oninput: () => this.#refresh()
     })
     this.status = make('p', { class: 'seqlora-unseen', role: 'status' })
-    this.body = make('div', { class: 'seqlora-libraries' })
+    this.body = make('div')
     this.root = make('div', { class: 'seqlora-tab' },
       make('h2', { class: 'seqlora-tab-title' }, t('library.title')),
       make('div', { class: 'seqlora-search-row' }, icon('search'), this.search),
-      this.status, this.body)
+      this.status,
+      make('div', { class: 'seqlora-libraries' }, trainings.element, this.body))
   }
 
   // The host may call this at any time, also for a place where the tab is already.
@@ -125,7 +127,7 @@ class Tab {
         onclick: () => this.#fold(name, !isOpen)
       }, icon(isOpen ? 'chevron-down' : 'chevron-right'),
       make('span', { class: 'seqlora-library-name' }, name),
-      make('span', { class: 'seqlora-count' }, problem ? icon('exclamation-triangle') : String(told.concepts)))),
+      make('span', { class: 'seqlora-count' }, problem ? icon('exclamation-triangle') : String(words.length ? concepts.length : told.concepts)))),
       inside)
   }
 
@@ -142,7 +144,7 @@ class Tab {
     return make('div', { class: 'seqlora-summary' },
       full,
       make('p', {}, this.t(left > 0 ? 'library.room' : 'library.full', used)),
-      facts(this.t('library.rank', { rank: library.rank }), library.targets, size(library.size)),
+      facts(this.t('library.ranks', { rank: library.rank }), library.targets, size(library.size)),
       concepts.length > 0 && make('button', {
         type: 'button', class: 'seqlora-button', 'data-key': `report ${library.name}`,
         onclick: () => showReport(this, library.name)

@@ -1,7 +1,7 @@
 // On Apply Composed SeqLoRA, under the text: the library's concepts by their pictures. They show what the text selects and edit
 // it; the text is all there is, nothing else is saved.
 import { make } from '../shared/dom.mjs'
-import { forwardToCanvas, keepNodeWidth, ownType } from '../shared/dom_widget.mjs'
+import { addElement, forwardToCanvas } from '../shared/dom_widget.mjs'
 import { allNodes, libraryOf } from '../shared/find_library.mjs'
 import { APPLY } from '../shared/kinds.mjs'
 import { openShelf } from '../shared/libraries.mjs'
@@ -54,9 +54,7 @@ class Picker {
     this.element = make('div', { class: 'seqlora-picker', 'data-capture-wheel': 'true' }, this.status, this.list)
     this.list.addEventListener('wheel', (event) => this.#scroll(event))
     forwardToCanvas(this.element, this.#app)
-    const widget = node.addDOMWidget('picker', ownType('seqlora_picker'), this.element, { serialize: false, getMinHeight: () => HEIGHT })
-    widget.serialize = false
-    keepNodeWidth(widget)
+    addElement(node, 'picker', this.element, { getMinHeight: () => HEIGHT })
     this.#text.options.getMinHeight = () => TEXT_HEIGHT // else the tiles would leave it a line and a half
     node.expandToFitContent()
     this.#follow(this.#text, 'callback', () => this.#showSelection())

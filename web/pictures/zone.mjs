@@ -1,7 +1,7 @@
 // On Load Concept Pictures: a place to drop, paste or choose pictures, and a list of them with their captions. Files go to a
 // folder of the host's input by its own upload; the node's widgets name folder and files, and are all that is saved.
 import { icon, make } from '../shared/dom.mjs'
-import { forwardToCanvas, keepNodeWidth, ownType } from '../shared/dom_widget.mjs'
+import { addElement, forwardToCanvas } from '../shared/dom_widget.mjs'
 import { format, parse } from './list.mjs'
 import { Row } from './row.mjs'
 import { filesOf, newFolder, sorted, stem, upload } from './upload.mjs'
@@ -55,9 +55,7 @@ export class DropZone {
   #place() {
     const node = this.#node, text = this.#widgets.pictures
     text.hidden = text.options.hidden = true // the list below says the same
-    const widget = node.addDOMWidget('zone', ownType('seqlora_zone'), this.element, { serialize: false, getMinHeight: () => HEIGHT })
-    widget.serialize = false
-    keepNodeWidth(widget)
+    addElement(node, 'zone', this.element, { getMinHeight: () => HEIGHT })
     node.setSize([Math.max(node.size[0], 340), Math.max(node.computeSize()[1], node.size[1])])
     node.onDragOver = isFiles // the host marks the node, and hands over what is dropped on the rest of it
     node.onDragDrop = (event) => isFiles(event) && this.#take(event)

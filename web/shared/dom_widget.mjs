@@ -7,31 +7,29 @@ const inVue = () => LiteGraph.vueNodesMode
 
 // A name for a kind of widget that nothing else has: Nodes 2.0 would go on showing the element of a node that undo replaced, if
 // its widget were of the same type.
-export function ownType(name) {
+function ownType(name) {
   return `${name}_${made++}`
 }
 
-// The host's side panel, which shows the widgets of a selected node too, gives them its own width, for good.
-export function keepNodeWidth(widget) {
+// A widget that shows `element` on `node` and has no value. It stays out of the host's side panel, which shows the widgets of a
+// selected node too; panels that do not know of `hideInPanel` take the element away, or give the widget their own width for good.
+export function addElement(node, name, element, options) {
+  const widget = node.addDOMWidget(name, ownType(`seqlora_${name}`), element, { serialize: false, hideInPanel: true, ...options })
+  widget.serialize = false
   Object.defineProperty(widget, 'width', { get: () => undefined, set: () => {}, configurable: true })
+  return widget
 }
 
-// Puts `element` at the end of `node`. The answer, a function, takes a change of the element's content and makes room for it.
+// Puts `element` at the end of `node`. The answer: `room` takes a change of the element's content and makes room for it, `remove`
+// leaves the node as if it had never been there.
 export function hosted(app, node, name, element) {
   const content = element.firstElementChild
   let own = node.size[1] // height without the element
   let fitted = own // height that the element and its node agreed on
   let height = 40 // of the content; what is out of sight has none, and keeps its last
 
-  const widget = node.addDOMWidget(name, ownType(name), element, {
-    serialize: false,
-    hideOnZoom: false,
-    margin: MARGIN,
-    getMinHeight: () => height + 2 * MARGIN,
-    getMaxHeight: () => height + 2 * MARGIN
-  })
-  widget.serialize = false
-  keepNodeWidth(widget)
+  const tall = () => height + 2 * MARGIN
+  const widget = addElement(node, name, element, { hideOnZoom: false, margin: MARGIN, getMinHeight: tall, getMaxHeight: tall })
 
   // What the height changed by since is the user's doing.
   function adopt() {
@@ -49,24 +47,36 @@ export function hosted(app, node, name, element) {
     fitted = node.size[1]
   }
 
-  new ResizeObserver(() => {
+  const observer = new ResizeObserver(() => {
     if (!content.offsetHeight) return
     height = content.offsetHeight
     fit()
-  }).observe(content)
+  })
+  observer.observe(content)
   fit()
 
-  const onSerialize = node.onSerialize
+  const { onSerialize } = node
   node.onSerialize = function (saved) {
     onSerialize?.call(this, saved)
     adopt()
     saved.size[1] = own
   }
 
-  return (change) => {
+  function room(change) {
     adopt()
     change()
   }
+
+  function remove() {
+    adopt()
+    observer.disconnect()
+    node.onSerialize = onSerialize
+    node.removeWidget(widget)
+    node.setSize([node.size[0], own])
+    app.canvas.setDirty(true, true)
+  }
+
+  return { room, remove }
 }
 
 // Over an element in the classic renderer the wheel zooms and the middle button pans, as over the rest of the canvas. Nodes

@@ -4,4 +4,7 @@ export const CREATE = 'SeqLoRA_CreateLibrary'
 export const LOAD = 'SeqLoRA_LoadLibrary'
 export const OPTIONS = 'SeqLoRA_TrainingOptions'
 export const PICTURES = 'SeqLoRA_LoadPictures'
+export const PROMPT = 'SeqLoRA_ConceptPrompt'
 export const TRAIN = 'SeqLoRA_TrainConcept'
+
+export const isOurs = (node) => node.comfyClass?.startsWith('SeqLoRA_')

@@ -11,16 +11,16 @@ export function panels({ app, api, t }) {
 
   function show(training) {
     if (training.workflow !== app.rootGraph.id) return
-    const node = nodeAt(app.rootGraph, training.node)
-    if (node?.type !== TRAIN) return
-    if (!shown.has(node)) shown.set(node, addPanel(node))
-    shown.get(node).show(training)
+    for (const node of places(app.rootGraph, training.node)) {
+      if (!shown.has(node)) shown.set(node, addPanel(node))
+      shown.get(node).show(training)
+    }
   }
 
   function addPanel(node) {
     const view = new TrainingView({ t, trainings })
     forwardToCanvas(view.element, app)
-    view.room = hosted(app, node, 'seqlora_training', view.element)
+    view.room = hosted(app, node, 'training', view.element).room
     return view
   }
 
@@ -45,10 +45,15 @@ export function panels({ app, api, t }) {
   }
 }
 
-// The node at the end of a path such as "12:5": node 5 inside of the subgraph that node 12 of the root graph stands for.
-function nodeAt(graph, path) {
-  const ids = path.split(':')
-  const last = ids.pop()
-  for (const id of ids) graph = graph?.getNodeById(id)?.subgraph
-  return graph?.getNodeById(last)
+// The node at the end of a path such as "12:5", node 5 inside of the subgraph that node 12 of the root graph stands for, and that
+// node 12, which is what one sees of it. None if no training node is there.
+function places(root, path) {
+  const nodes = []
+  let graph = root
+  for (const id of path.split(':')) {
+    const node = graph?.getNodeById(id)
+    nodes.push(node)
+    graph = node?.subgraph
+  }
+  return nodes.at(-1)?.type === TRAIN ? new Set([nodes[0], nodes.at(-1)]) : []
 }

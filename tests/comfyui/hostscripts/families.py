@@ -61,7 +61,7 @@ class Trial:
         library = Library.create(self.folder / name, 4, 4, "attention and mlp")
         with torch.inference_mode(), host.training_model(*self.models, checkpointing) as model:
             model.generic_captions = GENERIC
-            return host.run_with_progress(train_steps(library, lesson, settings, model), None)
+            return host.run_with_progress(train_steps(library, lesson, settings, model))
 
     def outputs(self, patcher: Any) -> Tensor:
         """What the host's sampler would get for fixed inputs."""

@@ -113,7 +113,7 @@ def train(
             yield progress
 
     with torch.inference_mode(), host.training_model(*models, checkpointing) as model:
-        return host.run_with_progress(watched(train_steps(library, lesson, settings, model)), None)
+        return host.run_with_progress(watched(train_steps(library, lesson, settings, model)))
 
 
 def outputs(patcher, load_first: bool = True) -> Tensor:

@@ -1,0 +1,64 @@
+"""Concepts offered where `@` is typed in a prompt, in a real Chromium against the real frontend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.editor import Editor
+from tests.support.shelves import shelf
+from tests.support.stub import StubServer
+
+PROMPT, LOAD = "SeqLoRA_ConceptPrompt", "SeqLoRA_LoadLibrary"
+
+
+@pytest.fixture
+def field(stub: StubServer, editor: Editor) -> Any:
+    """The text of a Concept Prompt with a library."""
+    stub.libraries = {"toys": shelf("toys", "rex", "red kettle", "ada")}
+    load, node = editor.add(LOAD, (20, 20), name="toys"), editor.add(PROMPT, (320, 20))
+    editor.page.evaluate("([a, b]) => app.graph.getNodeById(a).connect(0, app.graph.getNodeById(b), 'library')", [load, node])
+    editor.look_at()
+    return editor.page.locator("textarea:visible").first
+
+
+def text(editor: Editor) -> str:
+    return editor.page.evaluate(
+        "(kind) => app.graph.nodes.find(({ type }) => type === kind).widgets.find(({ name }) => name === 'text').value", PROMPT
+    )
+
+
+def options(editor: Editor) -> Any:
+    return editor.page.get_by_role("listbox", name="Concepts of the library").get_by_role("option")
+
+
+def test_a_name_is_completed_by_keyboard(editor: Editor, field: Any):
+    field.click()
+    editor.page.keyboard.type("a photo of @")
+    options(editor).nth(2).wait_for()
+    assert editor.violations(".seqlora-mention") == []
+    editor.page.keyboard.type("re")
+    options(editor).nth(2).wait_for(state="detached")
+    editor.page.keyboard.press("ArrowDown")
+    chosen = editor.page.evaluate(
+        "() => document.getElementById(document.activeElement.getAttribute('aria-activedescendant')).innerText"
+    )
+    assert "red kettle" in chosen
+    editor.page.keyboard.press("Enter")
+    options(editor).first.wait_for(state="hidden")
+    editor.page.keyboard.type(":0.5 and @AD")
+    options(editor).first.wait_for()
+    editor.page.keyboard.press("Tab")
+    assert text(editor) == 'a photo of @"red kettle":0.5 and @ada'
+
+
+def test_a_click_chooses_and_escape_closes(editor: Editor, field: Any):
+    field.click()
+    editor.page.keyboard.type("me@x \\@re @r")
+    options(editor).first.wait_for()
+    editor.page.keyboard.press("Escape")
+    options(editor).first.wait_for(state="hidden")
+    editor.page.keyboard.type("e")
+    options(editor).first.click()
+    assert text(editor) == "me@x \\@re @rex"
