@@ -23,6 +23,7 @@ class StableDiffusion(PipelineModel):
 
     needs: tuple[str, ...] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     default_guidance = 7.5
+    _learnable = {"clip_l": "text_encoder"}
 
     def _layout(self, network: Any) -> dict[str, Any]:
         return layout_of(network.config)
@@ -47,6 +48,7 @@ class StableDiffusion(PipelineModel):
 class StableDiffusionXL(StableDiffusion):
     needs = (*StableDiffusion.needs, "text_encoder_2", "tokenizer_2")
     default_guidance = 5.0
+    _learnable = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
     def _predict(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         height, width = (side * self._squeeze for side in x.shape[2:])

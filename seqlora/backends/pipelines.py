@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ..diffusion.fingerprint import weights_hash
 from ..diffusion.model import NO_TRIGGERS
 from ..errors import SeqLoRAError
-from ..lora.types import Triggers
+from ..lora.types import Triggers, Vectors
 from .denoisers import Predict
 from .model import HeadlessModel
+from .own_words import OwnWords
 
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
@@ -23,6 +25,7 @@ class PipelineModel(HeadlessModel):
     """What the families share. A conditioning is a dict of tensors of one caption, without a batch dimension."""
 
     needs: tuple[str, ...]  # components without which nothing works; the network first
+    _learnable: Mapping[str, str] = {}  # text encoders that take vectors of a concept's own: their name in files -> in the pipe
     patch = 1  # side of the squares of latents that the network takes as one
 
     def __init__(self, pipe: Any, device: torch.device, dtype: torch.dtype):
@@ -114,9 +117,43 @@ class PipelineModel(HeadlessModel):
             pictures = [vae.decode(one[None].to(self.device, self.dtype)).sample.float().cpu()[0] for one in latents]
         return (torch.stack(pictures).movedim(1, -1) / 2 + 0.5).clamp(0, 1)
 
+    @property
+    def text_encoders(self) -> Sequence[str]:  # type: ignore[override]
+        return list(self._learnable)
+
     @torch.no_grad()
+    def own_vectors(self, word: str, count: int) -> Vectors:
+        found = {}
+        for name, place in self._learnable.items():
+            tokenizer, encoder = getattr(self.pipe, TOKENIZERS[place]), getattr(self.pipe, place)
+            ids = tokenizer(word, add_special_tokens=False).input_ids
+            table = encoder.get_input_embeddings().weight
+            found[name] = table[[ids[i * len(ids) // count] for i in range(count)]].float().cpu()
+        return found
+
+    @contextmanager
+    def _meaning(self, triggers: Triggers) -> Iterator[None]:
+        """While open, the pipeline's CLIP text encoders read these vectors where a trigger stands."""
+        with ExitStack() as undo:
+            for name, place in self._learnable.items() if triggers else ():
+                own = {trigger: vectors[name] for trigger, vectors in triggers.items() if name in vectors}
+                reader = OwnWords(getattr(self.pipe, TOKENIZERS[place]), own)
+                undo.callback(self.pipe.__dict__.update, {TOKENIZERS[place]: reader.tokenizer})
+                self.pipe.__dict__[TOKENIZERS[place]] = reader  # not by its setter, which would note it in its configuration
+                table = getattr(self.pipe, place).get_input_embeddings()
+                undo.callback(table.register_forward_hook(reader.put_in).remove)
+            yield
+
     def encode_captions(self, captions: Sequence[str], triggers: Triggers = NO_TRIGGERS) -> list[dict[str, Tensor]]:
         encoders = [getattr(self.pipe, name, None) for name in ENCODERS]
-        with self._on_device(*encoders):
+        learning = torch.is_grad_enabled() and any(v.requires_grad for own in triggers.values() for v in own.values())
+        with ExitStack() as room:
+            if learning:  # beside the network, at every step
+                for place in self._learnable.values():
+                    getattr(self.pipe, place).requires_grad_(False).to(self.device)
+            else:
+                room.enter_context(torch.no_grad())
+                room.enter_context(self._on_device(*encoders))
+            room.enter_context(self._meaning(triggers))
             by_caption = {c: {key: value[0] for key, value in self._encode(c).items()} for c in dict.fromkeys(captions)}
         return [by_caption[caption] for caption in captions]
