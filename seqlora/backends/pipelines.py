@@ -30,6 +30,7 @@ class PipelineModel(HeadlessModel):
 
     def __init__(self, pipe: Any, device: torch.device, dtype: torch.dtype):
         self.pipe, self.device, self.dtype = pipe, device, dtype
+        self.text_encoders = list(self._learnable)
         network = getattr(pipe, self.needs[0])
         channels = pipe.vae.config.latent_channels
         if network.config.in_channels != channels * self._packed:
@@ -116,10 +117,6 @@ class PipelineModel(HeadlessModel):
         with self._on_device(vae):
             pictures = [vae.decode(one[None].to(self.device, self.dtype)).sample.float().cpu()[0] for one in latents]
         return (torch.stack(pictures).movedim(1, -1) / 2 + 0.5).clamp(0, 1)
-
-    @property
-    def text_encoders(self) -> Sequence[str]:  # type: ignore[override]
-        return list(self._learnable)
 
     @torch.no_grad()
     def own_vectors(self, word: str, count: int) -> Vectors:
