@@ -17,6 +17,7 @@ PROMPT, LOAD = "SeqLoRA_ConceptPrompt", "SeqLoRA_LoadLibrary"
 def field(stub: StubServer, editor: Editor) -> Any:
     """The text of a Concept Prompt with a library."""
     stub.libraries = {"toys": shelf("toys", "rex", "red kettle", "ada")}
+    stub.send("seqlora.library", {"name": "toys"})  # an earlier test had others under this name
     load, node = editor.add(LOAD, (20, 20), name="toys"), editor.add(PROMPT, (320, 20))
     editor.page.evaluate("([a, b]) => app.graph.getNodeById(a).connect(0, app.graph.getNodeById(b), 'library')", [load, node])
     editor.look_at()

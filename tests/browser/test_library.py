@@ -184,6 +184,8 @@ def test_every_control_by_keyboard(toys: StubServer, editor: Editor, tab: Any):
     editor.page.keyboard.type("bob")
     tab.get_by_text("Concepts found: 1").wait_for()
     seen = []
+    tab.get_by_role("button", name="toys").focus()  # trainings of earlier tests may stand before it
+    editor.page.keyboard.press("Shift+Tab")
     for _ in range(6):
         editor.page.keyboard.press("Tab")
         seen.append(editor.page.evaluate("() => document.activeElement.ariaLabel ?? document.activeElement.innerText"))
@@ -198,16 +200,15 @@ def test_every_control_by_keyboard(toys: StubServer, editor: Editor, tab: Any):
 @once
 def test_trainings_are_seen_whatever_workflow_asked_for_them(stub: StubServer, editor: Editor, tab: Any):
     trainings = tab.get_by_role("region", name="Trainings")
-    assert not trainings.is_visible()
     other, own = (stub.train("5", workflow=workflow, concept=name) for workflow, name in (("", "gnu"), ("w", "emu")))
     stub.tell(other, phase="waiting")
     stub.tell(own, phase="training", step=3, steps=9, losses=[[1, 0.3], [2, 0.2], [3, 0.1]])
-    trainings.get_by_text("gnu waits").wait_for()
+    trainings.get_by_text("gnu waits").first.wait_for()
     trainings.get_by_role("group", name="Training of emu").get_by_text("3 / 9").wait_for()
     with editor.page.expect_response("**/keep"):
         trainings.get_by_role("group", name="Training of emu").get_by_role("button", name="Stop and keep").click()
     stub.tell(own, phase="finished", step=9)
-    trainings.get_by_text("Stopped and kept emu").wait_for()
+    trainings.get_by_text("Stopped and kept emu").first.wait_for()
     assert editor.violations(".seqlora-tab") == []
 
 

@@ -25,6 +25,7 @@ PLACES = """() => [...document.querySelectorAll('textarea, .seqlora-picker, .seq
 def nodes(stub: StubServer, editor: Editor) -> list[int]:
     """Apply and Concept Prompt with a library, and Train with a panel."""
     stub.libraries = {"toys": shelf("toys", "rex", "bob", "ada")}
+    stub.send("seqlora.library", {"name": "toys"})  # an earlier test had others under this name
     load = editor.add("SeqLoRA_LoadLibrary", (20, 20), name="toys")
     made = [editor.add(kind, (310 * i, 200)) for i, kind in enumerate(NODES)]
     editor.page.evaluate(

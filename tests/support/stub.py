@@ -255,7 +255,7 @@ class StubServer:
         return _error(404, f"No training runs on node '{node}'; it may have ended.")
 
     async def _libraries(self, request: web.Request) -> web.Response:
-        keys = ("name", "capacity", "rank", "targets", "problem")
+        keys = ("name", "capacity", "rank", "targets", "problem", "remark")
         told = [{key: lib.get(key, "") for key in keys} | {"concepts": len(lib["concepts"])} for lib in self.libraries.values()]
         return web.json_response({"libraries": told})
 

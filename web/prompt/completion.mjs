@@ -71,6 +71,7 @@ class List {
 
   #open(field, library, found) {
     if (!this.element.isConnected) document.body.append(this.element)
+    const chosen = Math.max(0, found.indexOf(this.#field && this.#found[this.#chosen])) // typing on leaves the choice where it is
     this.#field = field
     this.#found = found
     this.options.setAttribute('aria-label', this.#t('prompt.list')) // words are there only now
@@ -89,7 +90,7 @@ class List {
     }
     for (const [name, value] of [['autocomplete', 'list'], ['haspopup', 'listbox'], ['controls', this.options.id]]) field.setAttribute(`aria-${name}`, value)
     this.status.textContent = this.#t('prompt.found', { count: found.length })
-    this.#choose(0)
+    this.#choose(chosen)
   }
 
   #choose(index) {
