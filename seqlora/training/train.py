@@ -31,7 +31,7 @@ from .prior import measured_prior
 from .progress import Phase, Progress, TrainingSteps, run_to_end
 from .request import TrainingRequest, check_request, data_hash, fit_pictures, prepare_captions
 from .result import TrainingReport, TrainResult, thinned
-from .start import Surroundings
+from .start import Surroundings, constrain
 from .trace import layers_of, trace_layers
 from .trainer import ConceptTrainer
 from .trigger import LearnedTrigger, learnable
@@ -219,6 +219,9 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
     library, model, settings = job.library, job.model, job.settings
     needs_prior = settings.interference_weight > 0 or settings.basis_init == "contrastive"
     prior = library.prior()
+    earlier = [job.others.load(name) for name in job.others.names]  # first: what is damaged or full is told before any work
+    if settings.when_full == "refuse":
+        constrain(settings, job.shapes, library.ranks(job.shapes), earlier)
     with memory_advice(settings):
         captions, remark = seen_captions(model, job.request)
         if remark:
@@ -234,7 +237,6 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
             prior = yield from measured_prior(library, model, job.layers, examples.latents[0].shape)
             count, seconds = len(model.generic_captions), job.checkpoint.seconds
             logger.info("the base model was measured on %d captions, %.0f s in", count, seconds)
-    earlier = [job.others.load(name) for name in job.others.names]
     moments = job.others.moments_sum() if needs_prior else None
     beside = Surroundings(earlier, prior if needs_prior else None, moments, library.capacity)
     trainer = ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside, trigger)

@@ -197,8 +197,8 @@ def test_an_unknown_concept(library):
         parse_selection("cat\nbrid: 0.5", library.names)
 
 
-def test_a_model_without_attention(library):
-    model = SmallModel()
+def test_a_model_without_attention(tmp_path):
+    model, library = SmallModel(), Library.create(tmp_path / "new", 4, 4, "attention")
     model.denoiser.net = torch.nn.Sequential(torch.nn.Linear(4, 4))
     with pytest.raises(SeqLoRAError, match="No attention layers were found in this model; use a diffusion model"):
         run_to_end(train_steps(library, small_request("bird"), QUICK, model))
