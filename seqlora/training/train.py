@@ -221,7 +221,7 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
     prior = library.prior()
     earlier = [job.others.load(name) for name in job.others.names]  # first: what is damaged or full is told before any work
     if settings.when_full == "refuse":
-        constrain(settings, job.shapes, library.ranks(job.shapes), earlier)
+        constrain(settings, layer_shapes(job.layers), library.ranks(job.shapes), earlier)
     with memory_advice(settings):
         captions, remark = seen_captions(model, job.request)
         if remark:
