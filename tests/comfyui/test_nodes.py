@@ -234,6 +234,8 @@ def test_the_order_of_inputs_is_frozen(server: HostServer):
         "interference_weight",
         "weighting",
         "overlap",
+        "trigger_vectors",
+        "trigger_learning_rate",
     ]
 
 
