@@ -111,7 +111,8 @@ class Training:
 
     def end(self, phase: Phase, note: str = "", taught: TrainResult | None = None) -> None:
         with self._lock:
-            self.phase, self.note, self._earlier = phase, note or self.note, None
+            last = self.note if taught and self.note not in note else ""  # said meanwhile, and still worth knowing
+            self.phase, self.note, self._earlier = phase, " ".join(filter(None, (last, note))) or self.note, None
             if taught and taught.reused:
                 self.reused = True
                 self.note = "It was taught before with the same inputs; nothing was done."
