@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+# Formats of the host whose products have no backward.
+ONE_WAY = ("convrot_w4a4", "asym_w4a8_int8")
+
 
 class OrdinaryWeights:
     """Lends a model ordinary tensors in place of its inference tensors, through which nothing can be differentiated.
@@ -23,10 +26,15 @@ class OrdinaryWeights:
 
     def __init__(self) -> None:
         self._lent: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []  # of a module's tensors by name: before and now
+        self._unpacked: list[tuple[Any, list[Any]]] = []
 
     def lend(self, module: nn.Module) -> None:
         """Must run outside of inference mode; again whenever the host may have moved the model."""
+        part: Any
         for part in module.modules():
+            if getattr(part, "quant_format", None) in ONE_WAY:  # a function of the weight makes the host unpack it
+                self._unpacked.append((part, part.weight_function))
+                part.weight_function = [*part.weight_function, _unchanged]
             for name, weight in list(part._parameters.items()):
                 if weight is not None and weight.is_inference():
                     self._swap(part._parameters, name, nn.Parameter(ordinary(weight.data), requires_grad=False))
@@ -43,7 +51,14 @@ class OrdinaryWeights:
         for tensors, name, before, now in self._lent:
             if tensors[name] is now and now.device == before.device:
                 tensors[name] = before
+        for part, functions in self._unpacked:
+            part.weight_function = functions
         self._lent.clear()
+        self._unpacked.clear()
+
+
+def _unchanged(weight: Tensor) -> Tensor:
+    return weight
 
 
 def ordinary(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.families import ALWAYS, NAMES
+from tests.support.families import ALWAYS, NAMES, QUANTISED
 from tests.support.hosts import run_in_host
 
 pytestmark = pytest.mark.host
@@ -51,13 +51,14 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tried, family: str):
 def test_what_is_applied_is_what_was_taught(tried, family: str):
     figures = tried(family)
     assert figures["applied_error"] <= 1e-4
-    assert all(error is None or error <= 1e-4 for error in figures["exports"].values())
+    rounding = 0.5 if family in QUANTISED else 1e-4
+    assert all(error is None or error <= rounding for error in figures["exports"].values())
 
 
 @families
 def test_nothing_stays_in_the_model(tried, family: str):
     figures = tried(family)
-    assert figures["outputs_kept"] and figures["removed_exactly"]
+    assert figures["outputs_kept"] and figures["removed_exactly"] and figures["own_weights"]
     assert figures["hooks_left"] == 0 and figures["in_training"] is False
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 # One of each kind that is unlike the others; SD 1.5, SD3 and Flux have tests of their own. `make test-all` tries the rest.
-ALWAYS = ("Chroma", "LTX-Video", "Qwen-Image", "Z-Image Omni")
+ALWAYS = ("Chroma", "Flux.1 dev, float8_e4m3fn", "LTX-Video", "Qwen-Image", "Z-Image Omni")
 NAMES = (
     *ALWAYS,
     "SD 1.5",
     "SDXL",
     "SD3",
     "Flux.1 dev",
+    "Flux.1 dev, float8_e5m2",
+    "Flux.1 dev, mxfp8",
+    "Flux.1 dev, nvfp4",
+    "Flux.1 dev, int8_tensorwise",
+    "Flux.1 dev, convrot_w4a4",
+    "Flux.1 dev, asym_w4a8_int8",
     "Flux.1 schnell",
     "Flux.1 Fill",
     "LongCat-Image",
@@ -47,3 +53,5 @@ NAMES = (
     "PixelDiT",
     "HunyuanDiT",
 )
+# In these the host's own LoRA loader rounds the weights again; a composition of ours runs beside them.
+QUANTISED = tuple(name for name in NAMES if "," in name)

@@ -82,6 +82,7 @@ class Trial:
             }
             sigma = torch.full((1,), float(model.model_sampling.percent_to_sigma(0.4)))
             options = {"cond_or_uncond": [0], "sigmas": sigma, "sample_sigmas": torch.cat([sigma, sigma * 0])}
+            options["wrappers"] = patcher.wrappers
             return model.apply_model(latents, sigma, **inputs, transformer_options=options).clone()
 
     def fixed_losses(self, library: Library) -> tuple[float, float]:
@@ -132,8 +133,10 @@ class Trial:
     def run(self) -> dict[str, Any]:
         before = self.outputs(self.patcher)
         weights = {key: value.clone() for key, value in self.patcher.model.state_dict().items()}
+        parameters = dict(self.patcher.model.named_parameters())
         taught = self.train("first", 20, False)
         library, report = taught.library, taught.report
+        own = all(parameters[name] is now for name, now in self.patcher.model.named_parameters())
         after = self.outputs(self.patcher)
         bare, with_concept = self.fixed_losses(library)
         plain, thrifty = (self.train(name, 3, on).losses for name, on in (("plain", False), ("thrifty", True)))
@@ -153,6 +156,7 @@ class Trial:
             "checkpointing_error": max(abs(a - b) / abs(a) for a, b in zip(plain, thrifty, strict=True)),
             "applied_error": share(applied, hooked, before),
             "exports": exports,
+            "own_weights": own,
             "outputs_kept": torch.equal(before, after),
             "removed_exactly": torch.equal(before, removed)
             and all(torch.equal(weights[key], value) for key, value in self.patcher.model.state_dict().items()),

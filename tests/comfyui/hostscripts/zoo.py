@@ -7,6 +7,7 @@ becomes latents of the family's own format by a fixed random matrix.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ from typing import Any
 import boot  # noqa: F401
 import comfy.model_management
 import comfy.model_patcher
+import comfy.quant_ops
 import comfy.supported_models
 import torch
 import torch.nn.functional as F
+from seqlora_pack.seqlora.lora.targets import choose_layers
 from torch import Tensor, nn
 
 WORDS = 8  # of every caption
@@ -34,6 +37,7 @@ class Family:
     extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # further vectors, by name
     side: int = 64  # of pictures, in pixels
     rate: float = 1e-2  # at which 20 steps show an effect
+    quantised: str = ""  # the host's name of the format in which the blocks' weights lie
 
 
 UNET = {
@@ -352,6 +356,7 @@ FAMILIES = {
     "SDXL": Family("SDXL", SDXL, (WORDS, 2048), 1280, rate=5e-2),
     "SD3": Family("SD3", SD3, (WORDS, 4096), 2048),
     "Flux.1 dev": Family("Flux", FLUX, (WORDS, 4096), 768),
+    **{f"Flux.1 dev, {kind}": Family("Flux", FLUX, (WORDS, 4096), 768, quantised=kind) for kind in comfy.quant_ops.QUANT_ALGOS},
     "Flux.1 schnell": Family("FluxSchnell", FLUX | {"guidance_embed": False}, (WORDS, 4096), 768),
     "Flux.1 Fill": Family("Flux", FLUX | {"in_channels": 96}, (WORDS, 4096), 768),
     "LongCat-Image": Family(
@@ -460,6 +465,12 @@ def build(name: str) -> Any:
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, device="cpu")
     _randomise(model.diffusion_model)
+    if family.quantised:
+        weights = _quantised(model.diffusion_model, family.quantised)
+        config.quant_config = {"mixed_ops": True}
+        config.set_inference_dtype(torch.float32, torch.float32)
+        model = config.get_model({}, device="cpu")
+        model.load_model_weights(weights)
     device = comfy.model_management.get_torch_device()
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
     return patcher, RandomText(family), RandomVAE(model.latent_format)
@@ -479,6 +490,18 @@ def _randomise(module: nn.Module) -> None:
     for name, buffer in module.named_buffers():
         if name.endswith("pos_embed"):
             buffer.normal_(0, 1, generator=generator)
+
+
+def _quantised(module: nn.Module, kind: str) -> dict[str, Tensor]:
+    """A state dict as files have it whose blocks lie in one of the host's formats."""
+    weights, layout = module.state_dict(), comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    how = {"convrot_groupsize": 64} if "w4" in kind else {"scale": "recalculate"}
+    for name, layer in choose_layers(module, "attention and mlp", "").items():
+        packed = comfy.quant_ops.QuantizedTensor.from_float(layer.weight.data, layout, **how)
+        del weights[f"{name}.weight"]
+        weights |= packed.state_dict(f"{name}.weight")
+        weights[f"{name}.comfy_quant"] = torch.tensor(list(json.dumps({"format": kind} | how).encode()), dtype=torch.uint8)
+    return weights
 
 
 def _random(text: str, shape: tuple[int, ...]) -> Tensor:
