@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...seqlora.diffusion.denoiser import flow_weight, from_table, logit_normal, min_snr_weight
 from ...seqlora.errors import SeqLoRAError
+from .belonging import text_fits
 from .gradients import OrdinaryWeights, _plain_attention
 
 
@@ -38,6 +39,7 @@ class HostDenoiser:
     def __init__(self, patcher: Any):
         self.patcher, self.model, self.loaded = patcher, patcher.model, False
         self.writes_in_place = False
+        self.tried = False  # whether a first pass has shown that text and model belong together
         self.weights = OrdinaryWeights()
         # A model that is told where its step ends is told so once for a batch.
         self.one_by_one = bool(self.model.model_config.unet_config.get("meanflow"))
@@ -67,6 +69,15 @@ class HostDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor, cond: Sequence[Caption]) -> Tensor:
         if not self.loaded:  # not before: encoding pictures and captions may have pushed the model out
             self.load()
+        if not self.tried:
+            with text_fits(self.model.diffusion_model, cond[0].encoded):
+                predicted = self._together(x, sigma, cond)
+            self.tried = True
+            return predicted
+        return self._together(x, sigma, cond)
+
+    def _together(self, x: Tensor, sigma: Tensor, cond: Sequence[Caption]) -> Tensor:
+        """In one pass where the captions can be joined, else one by one."""
         inputs = [self.inputs_for(caption, x) for caption in cond]
         first = inputs[0]
         if not self.one_by_one and all(

@@ -35,6 +35,7 @@ from ...seqlora.lora.layouts import layout_from_native
 from ...seqlora.lora.targets import TARGETS, choose_layers, layer_shapes, linear_layers, repeated_blocks
 from ...seqlora.lora.types import Triggers, Vectors
 from ...seqlora.training.captions import GENERIC_CAPTIONS
+from .belonging import check_latents_fit
 from .demo_model import DemoConfig
 from .denoiser import Caption, HostDenoiser
 from .gradients import checkpointed, clone_norm_inputs, plain_operations, without_inference_mode
@@ -158,12 +159,7 @@ class HostModel:
         for picture in pictures:
             with torch.inference_mode():
                 encoded = base.process_latent_in(self.vae.encode(picture[None, ..., :3]))
-            wanted = base.latent_format.latent_channels
-            if encoded.shape[1] != wanted:
-                raise SeqLoRAError(
-                    f"The VAE makes latents of {encoded.shape[1]} channels, but the model takes {wanted}",
-                    "connect the VAE that belongs to the model",
-                )
+            check_latents_fit(encoded, picture, base.latent_format)
             latents.append(encoded[0].float().cpu().clone())
         self._shape = tuple(latents[0].shape)
         return latents

@@ -16,6 +16,7 @@ from checkpoints import sdxl_without_weights
 from comfy_api.latest._io import HiddenHolder
 from seqlora_pack.nodes import host
 from seqlora_pack.nodes.apply import ApplyComposed
+from seqlora_pack.nodes.host.demo_model import load_demo_model
 from seqlora_pack.nodes.library import LibraryHandle
 from seqlora_pack.nodes.train import TrainConcept, split_captions, split_pictures
 from seqlora_pack.seqlora.errors import SeqLoRAError
@@ -132,6 +133,30 @@ def refused(**changes) -> str:
     return ""
 
 
+def wrong_text(family: str, width: int | None, pooled: int | None) -> str:
+    """What a training on this family says of a text encoder of other widths; None: as it should be, 0: it gives none."""
+    model, clip, vae = tiny.load(family, folder)
+    clip.width, clip.pooled = clip.width if width is None else width, clip.pooled if pooled is None else pooled
+    return refused(model=model, clip=clip, vae=vae, library=new_handle(f"text {family} {width} {pooled}"))
+
+
+def wrong_vae(change) -> str:
+    """The same of a VAE whose latents are changed."""
+    vae = tiny.load("flux", folder)[2]
+    encode = vae.encode
+    vae.encode = lambda pixels: change(encode(pixels))
+    return refused(vae=vae, library=new_handle("vae"))
+
+
+def new_handle(name: str) -> LibraryHandle:
+    return LibraryHandle.of(tiny.new_library(root, name))
+
+
+def demo_with_another_text() -> str:
+    model, _, vae = load_demo_model()
+    return refused(model=model, clip=tiny.load("sd15", folder)[1], vae=vae, library=new_handle("demo"))
+
+
 models = tiny.load("flux", folder)
 plain = kept(models, "plain")
 half = kept(in_dtype(torch.float16), "half")
@@ -169,6 +194,14 @@ boot.report(
     captions=[split_captions(*case) for case in [(["a\nb\n"], 2), (["", " "], 2), (["a", ""], 2), ([], 3), (["a\nb"], 1)]],
     refused={
         "no text encoder": refused(clip=None, concept_name="new"),
+        "text of SD on Flux": wrong_text("flux", 768, None),
+        "text of SD on SD3": wrong_text("sd3", 768, None),
+        "text of Flux on SD": wrong_text("sd15", 4096, None),
+        "narrow pooled text on Flux": wrong_text("flux", None, 512),
+        "pooled text of Flux on SD3": wrong_text("sd3", None, 768),
+        "text of SD on the demo": demo_with_another_text(),
+        "VAE of video": wrong_vae(lambda latents: latents.unsqueeze(2)),
+        "VAE of other pixels": wrong_vae(lambda latents: latents[..., ::2, ::2]),
         "wrong VAE": refused(vae=tiny.load("sd15", folder)[2], concept_name="new"),
         "caption count": refused(captions=["a", "b"], concept_name="new"),
         "taken name": refused(seed=1),
