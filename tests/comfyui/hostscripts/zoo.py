@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import boot  # noqa: F401
+import checkpoints
 import comfy.model_management
 import comfy.model_patcher
 import comfy.quant_ops
 import comfy.supported_models
 import torch
 import torch.nn.functional as F
+from checkpoints import FLUX
 from seqlora_pack.seqlora.lora.targets import choose_layers
 from torch import Tensor, nn
 
@@ -57,35 +59,7 @@ UNET = {
 }
 SD15 = UNET | {"context_dim": 768, "use_linear_in_transformer": False, "adm_in_channels": None}
 SDXL = UNET | {"context_dim": 2048, "use_linear_in_transformer": True, "num_classes": "sequential", "adm_in_channels": 2816}
-SD3 = {
-    "input_size": None,
-    "patch_size": 2,
-    "in_channels": 16,
-    "depth": 2,
-    "adm_in_channels": 2048,
-    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
-    "num_patches": 64 * 64,
-    "pos_embed_max_size": 64,
-    "pos_embed_scaling_factor": None,
-}
-FLUX = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "vec_in_dim": 768,
-    "context_in_dim": 4096,
-    "hidden_size": 128,
-    "mlp_ratio": 4.0,
-    "num_heads": 1,
-    "depth": 1,
-    "depth_single_blocks": 1,
-    "axes_dim": [16, 56, 56],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": True,
-    "txt_ids_dims": [],
-}
+SD3 = checkpoints.SD3 | {"pos_embed_scaling_factor": None}
 FLUX2 = FLUX | {
     "image_model": "flux2",
     "in_channels": 128,
