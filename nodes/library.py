@@ -12,8 +12,9 @@ from ..seqlora.errors import SeqLoRAError
 from ..seqlora.library.manifest import Record
 from ..seqlora.library.store import Library
 from ..seqlora.library.writer import MANIFEST
-from ..seqlora.lora.targets import TARGETS
+from ..seqlora.settings import LIBRARY_OPTIONS
 from . import host
+from .inputs import option_inputs
 
 CATEGORY = "SeqLoRA/library"
 LibraryType = io.Custom("SEQLORA_LIBRARY")
@@ -69,29 +70,7 @@ class CreateLibrary(io.ComfyNode):
                 io.String.Input(
                     "name", default="my concepts", tooltip="The library's name; also its folder in models/seqlora."
                 ),
-                io.Int.Input(
-                    "rank",
-                    default=16,
-                    min=1,
-                    max=128,
-                    tooltip="Most directions that a concept may use in a layer. Narrow layers give each concept less, so that "
-                    "all of the planned concepts find room. Fixed once it holds a concept.",
-                ),
-                io.Int.Input(
-                    "capacity",
-                    default=32,
-                    min=1,
-                    max=1024,
-                    tooltip="How many concepts are planned: they share a quarter of a layer's width. More can be taught; once "
-                    "the rest is taken too, layers are shared softly and the report says so. Fixed once it holds a concept.",
-                ),
-                io.Combo.Input(
-                    "targets",
-                    options=list(TARGETS),
-                    default="attention and mlp",
-                    tooltip="Which layers concepts change. With the MLP layers a concept is learned better and its file is "
-                    "larger. Fixed once it holds a concept.",
-                ),
+                *option_inputs(LIBRARY_OPTIONS.values(), optional=False),
             ],
             outputs=[LibraryType.Output("library", tooltip="The library, to teach concepts into.")],
         )

@@ -17,10 +17,11 @@ from ..seqlora.training.request import TrainingRequest, check_request
 from ..seqlora.training.result import TrainResult, describe_result
 from ..seqlora.training.train import train_steps
 from . import host
+from .inputs import option_inputs
 from .library import LibraryHandle, LibraryType, tell_changed
 from .server import training_status
 from .server.previews import Previews
-from .training_options import OPTIONS_ONLY, TrainingOptionsType, option_inputs
+from .training_options import OPTIONS_ONLY, TrainingOptionsType
 
 
 class TrainConcept(io.ComfyNode):

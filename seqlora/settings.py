@@ -60,7 +60,7 @@ def _options(kind: type) -> dict[str, Option]:
 class _Checked:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            OPTIONS[name].check(value)
+            (OPTIONS | LIBRARY_OPTIONS)[name].check(value)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,33 @@ class RunOptions(_Checked):
     preview_prompt: str = _option("", "What previews show. Empty: 'a photo of {trigger} {class word}'.")
 
 
-OPTIONS: Mapping[str, Option] = _options(Settings) | _options(RunOptions)
+@dataclass(frozen=True)
+class LibraryPlan(_Checked):
+    """What a library is made for; fixed once it holds a concept. Raises SeqLoRAError for a value out of bounds."""
+
+    rank: int = _option(
+        16,
+        "Most directions that a concept may use in a layer. Narrow layers give each concept less, so that all of the planned "
+        "concepts find room. Fixed once it holds a concept.",
+        1,
+        1024,
+    )
+    capacity: int = _option(
+        32,
+        "How many concepts are planned: they share a quarter of a layer's width. More can be taught; once the rest is taken "
+        "too, layers are shared softly and the report says so. Fixed once it holds a concept.",
+        1,
+        100_000,
+    )
+    targets: Literal["attention", "attention and mlp"] = _option(
+        "attention and mlp",
+        "Which layers concepts change. With the MLP layers a concept is learned better and its file is larger. Fixed once it "
+        "holds a concept.",
+    )
+
+
+OPTIONS: dict[str, Option] = _options(Settings) | _options(RunOptions)  # of a training
+LIBRARY_OPTIONS: dict[str, Option] = _options(LibraryPlan)
 
 
 def settings_of(chosen: Mapping[str, Any]) -> tuple[Settings, RunOptions]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seqlora.families import BASIS_SHARE, FAMILIES
-from seqlora.settings import OPTIONS, Option
+from seqlora.settings import LIBRARY_OPTIONS, OPTIONS, Option
 
 DEFAULT = {"en": "Default", "zh": "\u9ed8\u8ba4"}
 SWITCH = {"en": ("off", "on"), "zh": ("\u5173", "\u5f00")}
@@ -40,11 +40,11 @@ def renewed(page: str, words: Mapping[str, Any], language: str) -> str:
 
 def settings_table(inputs: Mapping[str, Mapping[str, str]], language: str) -> str:
     """Of those inputs that are settings."""
-    rows = []
+    options, rows = OPTIONS | LIBRARY_OPTIONS, []
     for name, words in inputs.items():
-        if name in OPTIONS:
+        if name in options:
             called = "" if language == "en" else f"{words['name']}\u3002"
-            rows.append((f"`{name}`", f"{called}{words['tooltip']}{_default(OPTIONS[name], language)}"))
+            rows.append((f"`{name}`", f"{called}{words['tooltip']}{_default(options[name], language)}"))
     return _table(HEAD[language], rows)
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from ..api import load_model
 from ..io.pictures import read_folder
 from ..library.store import Library
-from ..lora.targets import TARGETS
-from ..settings import OPTIONS, settings_of
+from ..settings import LIBRARY_OPTIONS, OPTIONS, settings_of
 from ..training.progress import Phase, Progress, run_to_end
 from ..training.request import TrainingRequest, check_request
 from ..training.result import describe_result
@@ -35,9 +34,7 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--name", help="the concept's name; the folder's name if not given")
     sub.add_argument("--trigger", required=True, help="a made-up word that stands for the concept in prompts")
     sub.add_argument("--class-word", default="", help="what kind of thing it is, such as 'dog'")
-    sub.add_argument("--rank", type=whole(1, 1024), default=16)
-    sub.add_argument("--capacity", type=whole(1, 100_000), default=32, help="how many concepts the library is planned for")
-    sub.add_argument("--targets", default="attention and mlp", choices=list(TARGETS))
+    with_options(sub, LIBRARY_OPTIONS.values())
     sub.add_argument("--size", type=whole(16, 16384), help="shorter side of the pictures; the model's own if not given")
     with_options(sub, FLAGS)
 

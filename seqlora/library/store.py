@@ -23,7 +23,7 @@ from ..errors import SeqLoRAError
 from ..io.atomic import RESTORE, is_within, remedy
 from ..io.names import checked_name, collision_key
 from ..io.safetensors_file import read_bytes
-from ..lora.targets import TARGETS
+from ..settings import LibraryPlan
 from . import manifest
 from .lock import LibraryLock
 from .manifest import Manifest, UnknownFormatError
@@ -39,10 +39,7 @@ class Library(LibraryView):
         """Makes an empty library, or opens the one that is there if it agrees. An empty one is made anew where it does not."""
         path = Path(path)
         checked_name(path.name, "library name")
-        if rank < 1 or capacity < 1:
-            raise SeqLoRAError(f"rank is {rank} and capacity is {capacity}", "both must be at least 1")
-        if targets not in TARGETS:
-            raise SeqLoRAError(f"targets is '{targets}', but must be one of: {', '.join(TARGETS)}")
+        LibraryPlan(rank, capacity, targets)  # what cannot be is said before there is a folder
         if not (path / MANIFEST).exists():
             _check_beside(path)
             try:

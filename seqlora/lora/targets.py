@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..errors import SeqLoRAError
+from ..settings import LIBRARY_OPTIONS
 
 # Modulation, norms and embeddings are left alone, and so is what chooses among experts or weighs whole heads.
 _SKIP = re.compile(
@@ -21,8 +22,8 @@ _SKIP = re.compile(
 )
 _ATTENTION = re.compile(r"(attn|attention(?!s)|to_[qkv]\b|\b[qkvo]\b|to_out|qkv|linear[12]\b|proj_in|proj_out)", re.IGNORECASE)
 # A UNet's are beside its blocks, not in them.
+TARGETS = LIBRARY_OPTIONS["targets"].choices
 _BESIDE_BLOCKS = re.compile(r"\.\d+\.(?:\w+\.)*proj_(?:in|out)$")
-TARGETS = ("attention", "attention and mlp")
 
 
 def choose_layers(model: nn.Module, targets: str, prefix: str = "diffusion_model.") -> dict[str, nn.Module]:
@@ -30,8 +31,7 @@ def choose_layers(model: nn.Module, targets: str, prefix: str = "diffusion_model
 
     Raises SeqLoRAError where there are none: such a model cannot be taught.
     """
-    if targets not in TARGETS:
-        raise SeqLoRAError(f"targets is '{targets}', but must be one of: {', '.join(TARGETS)}")
+    LIBRARY_OPTIONS["targets"].check(targets)
     inside = {id(part) for block in repeated_blocks(model) for part in block.modules()}
     chosen = {}
     for name, module in linear_layers(model, "").items():

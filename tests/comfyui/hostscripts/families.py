@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 import zoo
 from seqlora_pack.nodes import host
+from seqlora_pack.nodes.host import apply
+from seqlora_pack.nodes.host.forward import run_beside
 from seqlora_pack.seqlora.backends.model import stacks_of
 from seqlora_pack.seqlora.demo.pictures import concept_pictures, held_out_emoji
 from seqlora_pack.seqlora.diffusion.batches import Batches, Examples, denoising_loss
@@ -124,6 +126,13 @@ class Trial:
                 errors[kind] = share(self.loaded_by_host(path), applied, bare)
         return errors
 
+    def regions(self) -> bool:
+        try:
+            host.check_model(self.patcher.model.diffusion_model)
+        except SeqLoRAError:
+            return False
+        return True
+
     def hooks_left(self) -> int:
         return sum(
             len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in module.__dict__)
@@ -145,6 +154,8 @@ class Trial:
         with torch.inference_mode():
             patched = host.apply_adapter(self.patcher, composed, 1.0)
         applied = self.outputs(patched)
+        targets = list(apply._targets(self.patcher.model, composed))
+        beside = self.outputs(run_beside(self.patcher, apply._by_module(targets, 1.0)))
         exports = self.exports(library, before, applied)
         removed = self.outputs(self.patcher)
         return {
@@ -155,6 +166,8 @@ class Trial:
             "left_out": report.layers_left_out or 0,
             "checkpointing_error": max(abs(a - b) / abs(a) for a, b in zip(plain, thrifty, strict=True)),
             "applied_error": share(applied, hooked, before),
+            "beside_error": share(beside, hooked, before),
+            "regions": self.regions(),
             "exports": exports,
             "own_weights": own,
             "outputs_kept": torch.equal(before, after),
