@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..seqlora.errors import SeqLoRAError
 from ..seqlora.lora.compose import parse_selection
+from ..seqlora.prompt.grammar import read_prompt
 from ..seqlora.training.remarks import of_base
 from . import host
 from .library import LibraryHandle, LibraryType, triggers_of
@@ -33,8 +34,9 @@ class ApplyComposed(io.ComfyNode):
                     "concepts",
                     default="*",
                     multiline=True,
-                    tooltip="Which concepts: a line each, 'name' or 'name: 0.8'. '*' is all of them, a line of its own changes "
-                    "one of these. Strength 0 leaves a concept out; '#' starts a remark.",
+                    tooltip="Which concepts: a line each, 'name' or 'name: 0.8'. '*' is all of them, 'auto' those that the "
+                    "connected prompt names; a line of its own changes one of these. Strength 0 leaves a concept out; '#' "
+                    "starts a remark.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -47,29 +49,40 @@ class ApplyComposed(io.ComfyNode):
                 io.Clip.Input(
                     "clip", optional=True, tooltip="Handed on as it is, so that this node fits where a LoRA loader was."
                 ),
+                io.String.Input(
+                    "prompt",
+                    optional=True,
+                    force_input=True,
+                    tooltip="A prompt that names concepts with an at-sign, for the line 'auto'. Its text for the encoder comes "
+                    "out below.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the concepts."),
                 io.Clip.Output(tooltip="The text encoder, unchanged."),
                 io.String.Output("triggers", tooltip="One line for each concept in use: its name, trigger and class word."),
+                io.String.Output("text", tooltip="The prompt with triggers and class words in place of names."),
             ],
         )
 
     @classmethod
-    def execute(cls, model: Any, library: LibraryHandle, concepts: str, strength: float, clip: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, library: LibraryHandle, concepts: str, strength: float, clip: Any = None, prompt: str | None = None
+    ) -> io.NodeOutput:
         if not math.isfinite(strength):  # from another node; the widget has bounds
             raise SeqLoRAError(
                 f"strength is {strength}, which is no number to multiply with", f"connect one from {-MOST:g} to {MOST:g}"
             )
         opened = library.open()
-        selection = parse_selection(concepts, opened.names)
+        said = None if prompt is None else read_prompt(prompt, opened.concepts)
+        selection = parse_selection(concepts, opened.names, said and said.strengths)
         triggers = triggers_of(opened.find(name) for name in selection)
         if selection and strength:
             remark = of_base(library.name, opened.base, *host.fingerprints(model))
             if remark:
                 host.remark(cls.hidden.unique_id, remark)
             model = host.apply_adapter(model, opened.compose(selection), strength)
-        return io.NodeOutput(model, clip, triggers)
+        return io.NodeOutput(model, clip, triggers, said.text if said else "")
 
 
 NODES = [ApplyComposed]

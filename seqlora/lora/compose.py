@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -18,15 +18,17 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _COLON = re.compile("[:\uff1a]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _TAG = re.compile(r"<lora:([^:>]+):?([^:>]*)")
+AUTO = "auto"
 MAX_STRENGTH = 100.0  # either way
 STRENGTHS = f"from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}"  # in sentences
 
 
-def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
-    """Reads `name`, `name: 0.8` or `*` (all), one a line, `#` for remarks; a named concept overrides `*`. Strength 0 drops.
+def parse_selection(text: str, known: Sequence[str], prompted: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Reads `name`, `name: 0.8`, `*` (all) or `auto`, one a line, `#` for remarks; a named concept overrides the others.
 
-    Upper and lower case are the same where only one name is meant. Raises SeqLoRAError for an unknown or repeated name (listing
-    the known ones) or a strength that is no number from -100 to 100.
+    `auto` are the concepts that a prompt names, with its strengths: `prompted`. A concept of that name is meant first. Strength 0
+    drops. Upper and lower case are the same where only one name is meant. Raises SeqLoRAError for an unknown or repeated name
+    (listing the known ones), a strength that is no number from -100 to 100, and `auto` without a prompt.
     """
     named: dict[str, float] = {}
     for raw in _LINE_END.split(unicodedata.normalize("NFC", text)):
@@ -44,12 +46,17 @@ def parse_selection(text: str, known: Sequence[str]) -> dict[str, float]:
                 f"'{line}' has no usable strength after the colon",
                 f"write a number {STRENGTHS}, for example '{name}: 0.8'",
             )
-        if name != "*" and name not in known:
+        if name == AUTO and name not in known and prompted is None:
+            raise SeqLoRAError(f"'{AUTO}' are the concepts that the prompt names, and there is none here", "connect a prompt")
+        if name not in ("*", AUTO) and name not in known:
             raise SeqLoRAError(f"There is no concept '{name}' in this library", f"it has: {', '.join(known) or 'none yet'}")
         if name in named:
             raise SeqLoRAError(f"'{name}' is selected twice", "keep one of the lines")
         named[name] = strength
     chosen = dict.fromkeys(known, named.pop("*", 0.0))
+    if AUTO not in known and AUTO in named:
+        factor = named.pop(AUTO)
+        chosen |= {name: factor * strength for name, strength in (prompted or {}).items()}
     return {name: strength for name, strength in (chosen | named).items() if strength}
 
 

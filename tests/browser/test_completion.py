@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,24 @@ def test_a_name_is_completed_by_keyboard(editor: Editor, field: Any):
     options(editor).first.wait_for()
     editor.page.keyboard.press("Tab")
     assert text(editor) == 'a photo of @"red kettle":0.5 and @ada'
+
+
+@pytest.mark.host
+def test_a_text_that_leads_to_the_prompt_of_apply_has_the_list_too(host_editor: Editor, host_pets: Path):
+    load, apply = host_editor.add(LOAD, (20, 20), name="small pets"), host_editor.add("SeqLoRA_ApplyComposed", (720, 20))
+    words = host_editor.add("PrimitiveStringMultiline", (320, 20))
+    connect = """([from, to, name]) => { app.graph.getNodeById(from).connect(0, app.graph.getNodeById(to), name) }"""
+    host_editor.page.evaluate(connect, [load, apply, "library"])
+    host_editor.page.evaluate(connect, [words, apply, "concepts"])
+    host_editor.look_at_node(words)
+    host_editor.page.locator("textarea:visible").first.click()
+    host_editor.page.keyboard.type("@c")
+    host_editor.page.wait_for_timeout(500)
+    assert options(host_editor).count() == 0  # these are lines of names
+    host_editor.page.evaluate(connect, [words, apply, "prompt"])
+    host_editor.page.keyboard.type("a")
+    options(host_editor).get_by_text("cat").first.wait_for()
+    host_editor.page.keyboard.press("Escape")
 
 
 def test_a_click_chooses_and_escape_closes(editor: Editor, field: Any):

@@ -13,7 +13,7 @@ from tests.support.editor import THEMES, Editor
 from tests.support.shelves import shelf
 from tests.support.stub import StubServer
 
-APPLY, LOAD = "SeqLoRA_ApplyComposed", "SeqLoRA_LoadLibrary"
+APPLY, LOAD, PROMPT = "SeqLoRA_ApplyComposed", "SeqLoRA_LoadLibrary", "SeqLoRA_ConceptPrompt"
 once = pytest.mark.parametrize("editor", ["classic"], indirect=True)  # what has nothing to do with nodes
 
 NODES = """() => {
@@ -244,6 +244,19 @@ def test_dropped_on_a_node_it_is_added_to_its_text(editor: Editor, tab: Any):
     drop(editor, "ada", onto)
     toast(editor, "This node uses the library \u201cpets\u201d")
     assert [node["values"] for node in of_type(editor, APPLY)] == [["rex: 0.5 # mine\nbob"]]
+
+
+def test_dropped_on_a_concept_prompt_it_is_named_there(editor: Editor, tab: Any):
+    editor.add(PROMPT, (600, 300), text="a cat beside ")
+    onto = tuple(map(int, editor.page.evaluate("() => app.canvasPosToClientPos([700, 420])")))
+    drop(editor, "bob", onto)
+    toast(editor, "bob is in the graph")
+    drop(editor, "rex", onto)
+    toast(editor, "rex is in the graph")
+    drop(editor, "bob", onto)
+    toast(editor, "bob is on in this node already")
+    (prompt,), (load,) = of_type(editor, PROMPT), of_type(editor, LOAD)
+    assert (prompt["values"], prompt["library"]) == (["a cat beside @bob @rex"], load["id"])
 
 
 def test_what_it_puts_into_the_graph_is_drawn_without_another_move(editor: Editor, tab: Any):

@@ -15,7 +15,7 @@ from seqlora.lora.compose import parse_selection
 from tests.support.stub import StubServer
 
 KNOWN = ["cat", "dog", "L\u00f3ve \u2764", "two words"]
-NAMES = [*KNOWN, "*", "*", "Lo\u0301ve \u2764", "bird", "Cat", "DOG", "two  words", "a:b", "<lora:cat", "\x1fcat"]
+NAMES = [*KNOWN, "*", "*", "auto", "Lo\u0301ve \u2764", "bird", "Cat", "DOG", "two  words", "a:b", "<lora:cat", "\x1fcat"]
 NUMBERS = ["1", "0.8", "0", "-0.5", "+2", ".5", "5.", "1e-1", "1E2", "100", "100.5", "1e400", "-0", "0x10", "inf", "nan", ""]
 NUMBERS += ["strong", "1_0", "1 0", "\uff11", "\u0661", "1,5", "1e", "--1", ".", "\u2212" + "1", "0.8>"]
 SPACES = ["", "", "", " ", "\t", "\u00a0", "\u3000", "\x1f", "\u2003"]
@@ -63,7 +63,7 @@ def texts(count: int, seed: int) -> list[str]:
 def selected(text: str) -> list[list[Any]] | None:
     """As JSON would have it; None where it is refused."""
     try:
-        return [[name, float(strength)] for name, strength in parse_selection(text, KNOWN).items()]
+        return [[name, float(strength)] for name, strength in parse_selection(text, KNOWN, {}).items()]
     except SeqLoRAError:
         return None
 

@@ -73,6 +73,24 @@ def test_a_written_trigger_switches_its_concept_on(server: HostServer, library: 
     assert named(server, library, "a vosk in the sun") == by_hand(server, library, "red kettle", "a vosk in the sun")
 
 
+def test_apply_takes_from_a_prompt_what_it_names(server: HostServer, library: Library):
+    said, subject = 'a photo of @rex beside @"red kettle":0.5', library.find("rex")
+    expected = f"a photo of {subject.trigger} {subject.class_word} beside vosk kettle"
+    inputs = {"model": ["demo", 0], "library": ["load", 0], "concepts": "auto: 0.8", "strength": 1.0, "prompt": said}
+    graph = {
+        "load": {"class_type": "SeqLoRA_LoadLibrary", "inputs": {"name": library.path.name}},
+        "apply": {"class_type": "SeqLoRA_ApplyComposed", "inputs": inputs},
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"text": ["apply", 3], "clip": ["demo", 1]}},
+        "against": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["demo", 1]}},
+    }
+    found = drawn(server, graph, ["apply", 0], ["text", 0], ["against", 0])
+    assert found == by_hand(server, library, "rex: 0.8\nred kettle: 0.4", expected)
+    del inputs["prompt"]
+    demo = {"demo": {"class_type": "SeqLoRA_DemoModel", "inputs": {}}, "load": graph["load"], "apply": graph["apply"]}
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["apply", 2]}}
+    assert "connect a prompt" in error_message(server.wait(server.post_prompt(demo | {"shown": shown})))
+
+
 def test_a_prompt_that_names_none_draws_with_the_bare_model(server: HostServer, library: Library):
     encoded = {"class_type": "CLIPTextEncode", "inputs": {"text": "a photo of a cat", "clip": ["demo", 1]}}
     against = {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["demo", 1]}}

@@ -110,6 +110,20 @@ def test_selection_that_is_no_selection(text, sentence):
         parse_selection(text, KNOWN)
 
 
+def test_auto_is_what_the_prompt_names():
+    prompted = {"cat": 0.5, "dog": 1.0}
+    assert parse_selection("auto", KNOWN, prompted) == prompted
+    assert parse_selection("auto: 0.8 # weaker", KNOWN, prompted) == {"cat": 0.4, "dog": 0.8}
+    assert parse_selection("auto\ndog: 0", KNOWN, prompted) == {"cat": 0.5}
+    assert parse_selection("*: 0.2\nauto", ["cat", "dog", "cow"], prompted) == {"cat": 0.5, "dog": 1.0, "cow": 0.2}
+    assert parse_selection("auto", KNOWN, {}) == {}
+    assert parse_selection("auto", ["auto", "cat"], prompted) == {"auto": 1.0}  # a concept of this name is meant
+    with pytest.raises(SeqLoRAError, match="'auto' are the concepts that the prompt names, and there is none here"):
+        parse_selection("auto", KNOWN)
+    with pytest.raises(SeqLoRAError, match="'auto' is selected twice"):
+        parse_selection("auto\nauto: 1", KNOWN, {})
+
+
 def test_unknown_names_in_an_empty_library():
     with pytest.raises(SeqLoRAError, match="it has: none yet"):
         parse_selection("cat", [])

@@ -4,7 +4,7 @@ import { make, icon } from '../shared/dom.mjs'
 import { allNodes } from '../shared/find_library.mjs'
 import { number } from '../shared/i18n.mjs'
 import { DRAGGED, Inserter, listenForDrops } from '../shared/insert_concept.mjs'
-import { APPLY, LOAD } from '../shared/kinds.mjs'
+import { LOAD, TAKING } from '../shared/kinds.mjs'
 import { openShelf } from '../shared/libraries.mjs'
 import { showReport } from './report.mjs'
 import { TrainingList } from './trainings.mjs'
@@ -34,7 +34,7 @@ export function library({ app, api, t }) {
     nodeCreated(node) {
       offer([node])
       // The host marks a node over which something is dragged that it takes.
-      if (node.comfyClass === APPLY) node.onDragOver = (event) => event.dataTransfer.types.includes(DRAGGED)
+      if (TAKING[node.comfyClass]) node.onDragOver = (event) => event.dataTransfer.types.includes(DRAGGED)
     }
   }
 }

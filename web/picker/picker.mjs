@@ -107,7 +107,7 @@ class Picker {
 
   #showSelection() {
     if (!this.#tiles.size) return
-    const { on, problem } = this.#selection()
+    const { on, auto, problem } = this.#selection()
     const elsewhere = this.#node.inputs.some(({ name, link }) => name === 'concepts' && link != null)
     for (const [name, { button, strength }] of this.#tiles) {
       const is = on.get(name) ?? 0
@@ -119,7 +119,7 @@ class Picker {
     }
     if (elsewhere) this.#say(this.#t('picker.elsewhere'))
     else if (problem) this.#say(this.#t(`picker.problem.${problem.what}`, problem), true)
-    else this.#say(this.#t('picker.on', { on: on.size, of: this.#tiles.size }))
+    else this.#say(this.#t(auto ? 'picker.auto' : 'picker.on', { on: on.size, of: this.#tiles.size }))
   }
 
   #set(name, strength) {

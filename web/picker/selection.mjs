@@ -1,5 +1,6 @@
 // Which concepts a text selects, and that text with one of them changed. The rules are those of parse_selection in
-// seqlora/lora/compose.py: `name`, `name: 0.8` or `*` (all), one a line, `#` for remarks; strength 0 leaves a concept out.
+// seqlora/lora/compose.py: `name`, `name: 0.8`, `*` (all) or `auto` (what a
+// prompt names, which is not known here), one a line, `#` for remarks; strength 0 leaves a concept out.
 const SPACE = '[ \\t\\u00a0\\u3000]*'
 const LINE_END = /(\r\n|\r|\n)/
 // Space, name, colon, strength, space.
@@ -7,9 +8,10 @@ const LINE = new RegExp(`^(${SPACE})(.*?)(?:(${SPACE}[:\\uff1a]${SPACE})([^:\\uf
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i
 const TAG = /^<lora:([^:>]+):?([^:>]*)/ // as in the prompts of other tools
 const LARGEST = 100
+const AUTO = 'auto'
 
-// { on, all, problem }: name -> strength of all that are on, in the library's order; the strength of `*`; and the first line that
-// is no selection, if any, as { what: 'tag' | 'strength' | 'unknown' | 'twice', line (from 1), name }. Such lines select nothing.
+// { on, all, auto, problem }: name -> strength of all that are on whatever a prompt names, in the library's order; the strengths of
+// `*` and of `auto`; and the first line that is no selection, if any, as { what: 'tag' | 'strength' | 'unknown' | 'twice', line (from 1), name }. Such lines select nothing.
 export function parse(text, known) {
   const named = new Map()
   let problem = /** @type {{ what: string, line: number, name: string } | null} */ (null)
@@ -17,7 +19,7 @@ export function parse(text, known) {
     if (!name) return
     const found = wanted ? 'tag'
       : Number.isNaN(strength) ? 'strength'
-      : name !== '*' && !known.includes(name) ? 'unknown'
+      : ![...known, '*', AUTO].includes(name) ? 'unknown'
       : named.has(name) ? 'twice'
       : null
     if (found) problem ??= { what: found, line: index + 1, name: wanted || name }
@@ -25,7 +27,8 @@ export function parse(text, known) {
   })
   const all = named.get('*') ?? 0
   const on = known.map((name) => [name, named.get(name) ?? all]).filter(([, strength]) => strength)
-  return { on: new Map(on), all, problem }
+  const auto = known.includes(AUTO) ? 0 : named.get(AUTO) ?? 0
+  return { on: new Map(on), all, auto, problem }
 }
 
 // The text in which `name` has this strength, 0 for off. No other line changes, and none at all if it has it already. A line

@@ -1,7 +1,7 @@
-// A list of concepts where `@` is typed in a Concept Prompt, or in a text that leads to one. The text is all that is changed.
+// A list of concepts where `@` is typed in a Concept Prompt, or in a text that leads to one or to the prompt of Apply. The text is all that is changed.
 import { make } from '../shared/dom.mjs'
 import { allNodes, libraryOf } from '../shared/find_library.mjs'
-import { PROMPT } from '../shared/kinds.mjs'
+import { APPLY, PROMPT } from '../shared/kinds.mjs'
 import { openShelf } from '../shared/libraries.mjs'
 import { matching, mentionAt, mentionOf } from './mention.mjs'
 
@@ -122,15 +122,18 @@ function nodeOf(app, field) {
   return owner ?? (field.closest('[data-testid="section-widgets-list"]') && [...app.canvas.selectedItems][0])
 }
 
-// The library of this Concept Prompt, or of the first one that the node leads to.
+// The library of this Concept Prompt, or of the first prompt that the node leads to.
 function libraryBehind(app, start) {
+  if (start.type === PROMPT) return libraryOf(app, start)
   const seen = new Set([start])
   for (const node of seen) {
-    if (node.type === PROMPT) return libraryOf(app, node)
     if (seen.size > FARTHEST) return null
     for (const id of (node.outputs ?? []).flatMap(({ links }) => links ?? [])) {
-      const next = node.graph.getNodeById(node.graph.getLink(id)?.target_id)
-      if (next) seen.add(next)
+      const link = node.graph.getLink(id)
+      const next = node.graph.getNodeById(link?.target_id)
+      if (!next) continue
+      if (next.type === PROMPT || (next.type === APPLY && next.inputs[link.target_slot].name === 'prompt')) return libraryOf(app, next)
+      seen.add(next)
     }
   }
   return null

@@ -23,3 +23,9 @@ export function matching(concepts, typed) {
 export function mentionOf(name, next = '') {
   return PLAIN.test(name) ? `@${name}${/[\p{L}\p{N}_]/u.test(next) ? ' ' : ''}` : `@"${name}"`
 }
+
+// Whether the text names this concept, as it is written above.
+export function isMentioned(text, name) {
+  const said = mentionOf(name)
+  return text.split(said).slice(1).some((rest) => said.endsWith('"') || !/^[\p{L}\p{N}_-]/u.test(rest))
+}

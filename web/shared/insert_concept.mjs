@@ -1,7 +1,8 @@
-// Puts a concept of a library into the graph being looked at: into an Apply node's text, or as a new pair of nodes.
+// Puts a concept of a library into the graph being looked at: into the text of a node that takes one, or as a new pair of nodes.
 import { change, parse } from '../picker/selection.mjs'
+import { isMentioned, mentionOf } from '../prompt/mention.mjs'
 import { LIBRARY, libraryOf } from './find_library.mjs'
-import { APPLY, LOAD } from './kinds.mjs'
+import { APPLY, LOAD, PROMPT, TAKING } from './kinds.mjs'
 
 export const DRAGGED = 'application/x-seqlora-concept'
 const GAP = 60 // between nodes, in the graph's units
@@ -20,31 +21,34 @@ export class Inserter {
   // At a place of the graph, as from a drop: [x, y].
   async insertAt(place, dragged) {
     const node = this.#app.canvas.graph.getNodeOnPos(...place)
-    await (node?.type === APPLY ? this.#addTo(node, dragged) : this.#addPair(place, dragged))
+    await (TAKING[node?.type] ? this.#addTo(node, dragged) : this.#addPair(place, dragged))
   }
 
-  // Without a pointer: into the Apply node that is selected, else in the middle of what is seen.
+  // Without a pointer: into the node that is selected, if it takes concepts, else in the middle of what is seen.
   async insert(dragged) {
     const { canvas } = this.#app
-    const chosen = Object.values(canvas.selected_nodes).filter(({ type }) => type === APPLY)
+    const chosen = Object.values(canvas.selected_nodes).filter(({ type }) => TAKING[type])
     if (chosen.length === 1) return this.#addTo(chosen[0], dragged)
     const { left, top, width, height } = canvas.canvas.getBoundingClientRect()
     const [x, y] = this.#app.clientPosToCanvasPos([left + width / 2, top + height / 2])
     return this.#addPair([x - 200, y - 100], dragged)
   }
 
-  async #addTo(apply, { library, concept }) {
-    const text = apply.widgets.find(({ name }) => name === 'concepts')
-    if (apply.inputs.some(({ name, link }) => name === 'concepts' && link != null)) return this.#tell('warn', 'picker.elsewhere')
-    const used = libraryOf(this.#app, apply)
+  async #addTo(node, { library, concept }) {
+    const field = TAKING[node.type]
+    const text = node.widgets.find(({ name }) => name === field)
+    if (node.inputs.some(({ name, link }) => name === field && link != null)) return this.#tell('warn', 'picker.elsewhere')
+    const used = libraryOf(this.#app, node)
     if (used && used !== library) return this.#tell('warn', 'library.other', { used, library })
     const known = (await this.#shelf.library(library)).concepts.map(({ name }) => name)
-    if (used !== null && parse(text.value, known).on.has(concept)) return this.#tell('info', 'library.isOn', { concept })
+    const isPrompt = node.type === PROMPT
+    const isOn = isPrompt ? isMentioned(text.value, concept) : used !== null && parse(text.value, known).on.has(concept)
+    if (isOn) return this.#tell('info', 'library.isOn', { concept })
     this.#asOne(() => {
       // A node without a library has not been set up: its '*' is nobody's choice.
       const before = used === null && text.value.trim() === '*' ? '' : text.value
-      if (used === null) connect(this.#makeLoad([apply.pos[0], apply.pos[1]], library, true), apply)
-      text.value = change(before, known, concept, 1)
+      if (used === null) connect(this.#makeLoad([node.pos[0], node.pos[1]], library, true), node)
+      text.value = isPrompt ? `${before.trimEnd()} ${mentionOf(concept)}`.trimStart() : change(before, known, concept, 1)
     })
     return this.#tell('success', 'library.added', { concept })
   }

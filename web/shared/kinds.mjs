@@ -7,4 +7,7 @@ export const PICTURES = 'SeqLoRA_LoadPictures'
 export const PROMPT = 'SeqLoRA_ConceptPrompt'
 export const TRAIN = 'SeqLoRA_TrainConcept'
 
+// Those that take a concept from the tab, and the text that it goes into.
+export const TAKING = { [APPLY]: 'concepts', [PROMPT]: 'text' }
+
 export const isOurs = (node) => node.comfyClass?.startsWith('SeqLoRA_')
