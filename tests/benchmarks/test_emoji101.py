@@ -16,6 +16,7 @@ from benchmarks.emoji101.ablation import STRENGTHS, kind, parts
 from benchmarks.emoji101.experiment import Bench
 from benchmarks.emoji101.methods import METHODS
 from benchmarks.emoji101.subjects import concepts
+from seqlora.demo.demo_model import DemoModel
 from seqlora.diffusion.batches import Batches
 from seqlora.lora.compose import compose
 from seqlora.method.metrics import basis_error
@@ -33,6 +34,7 @@ def small(tmp_path_factory: pytest.TempPathFactory):
     """Both methods taught and measured once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "SIZES", (1, 4, CONCEPTS))
+        patch.setattr(DemoModel, "generic_captions", DemoModel.generic_captions[::8])  # to be measured on
         patch.setattr(runs, "SUBSETS", 1)
         patch.setattr(runs, "PAIRS", 2)
         patch.setattr(measures, "BASE_EMOJI", 8)

@@ -63,7 +63,7 @@ def test_a_text_that_leads_to_the_prompt_of_apply_has_the_list_too(host_editor: 
     host_editor.page.evaluate(connect, [load, apply, "library"])
     host_editor.page.evaluate(connect, [words, apply, "concepts"])
     host_editor.look_at_node(words)
-    host_editor.page.locator("textarea:visible").first.click()
+    host_editor.page.locator("textarea:visible:enabled").first.click()
     host_editor.page.keyboard.type("@c")
     host_editor.page.wait_for_timeout(500)
     assert options(host_editor).count() == 0  # these are lines of names
