@@ -3,6 +3,7 @@ reason."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from seqlora.training.prior import FOLDER
 from tests.support.editor import NO_BROWSER, RENDERERS, Editor, has_browser, open_chromium
 from tests.support.hosts import NO_HOST, HostServer, find_host
 from tests.support.small import SmallModel, small_library
@@ -30,9 +32,15 @@ def host() -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def server(host: tuple[Path, Path]) -> Iterator[HostServer]:
-    """One running ComfyUI with this pack, shared by all tests."""
+def server(host: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
+    """One running ComfyUI with this pack, shared by all tests. What is measured of base models all servers of a run share."""
+    temporary = tmp_path_factory.getbasetemp()
+    priors = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "priors"
+    priors.mkdir(exist_ok=True)
     with HostServer() as running:
+        libraries = running.models_dir / "seqlora"
+        libraries.mkdir(exist_ok=True)
+        (libraries / FOLDER).symlink_to(priors, target_is_directory=True)
         yield running
 
 

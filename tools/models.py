@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tools.models [FAMILY ...]
 
-Each is tried in a ComfyUI of its own (tests/comfyui/hostscripts/families.py). What was seen is kept in docs/models.json, so some
-can be tried anew without the others. Takes some minutes for all.
+Each is tried in a ComfyUI of its own (tests/comfyui/hostscripts/families.py). What was seen is kept in docs/models.json, so
+some can be tried anew without the others. Takes some minutes for all.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Written by `python -m tools.models`; not edited by hand. {status} of {count} wor
 
 **How they were tried.** Each is a tiny random instance of ComfyUI's own class of that model: two blocks or so, random weights,
 random vectors in place of most text encoders and a fixed random matrix in place of most VAEs. It is taught one concept for 20
-steps, which is applied, exported and taken off again. So this page says that the parts fit each other, not how well a model with
-real weights learns, nor what it takes to hold it.
+steps, which is applied, exported and taken off again. So this page says that the parts fit each other, not how well a model
+with real weights learns, nor what it takes to hold it.
 
 **Works** means: the loss on the training pictures falls; what is applied, in the weights or beside them, is what was taught (to
 1e-4); gradient checkpointing changes nothing (to 1e-5); afterwards the model gives the very same bits as before. *Layers* are
@@ -101,9 +101,7 @@ def main(names: list[str]) -> None:
         print(row(name, seen[name]), flush=True)
         ordered = {name: seen[name] for name in NAMES if name in seen}
         SEEN.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-    head = HEAD.format(
-        status=sum(map(works, ordered.values())), count=len(ordered), host=host_version(), torch=torch_version()
-    )
+    head = HEAD.format(status=sum(map(works, ordered.values())), count=len(ordered), host=host_version(), torch=torch_version())
     (DOCS / "models.md").write_text(head + "\n".join(row(*item) for item in ordered.items()) + "\n", encoding="utf-8")
 
 

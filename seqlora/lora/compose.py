@@ -26,8 +26,8 @@ STRENGTHS = f"from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}"  # in sentences
 def parse_selection(text: str, known: Sequence[str], prompted: Mapping[str, float] | None = None) -> dict[str, float]:
     """Reads `name`, `name: 0.8`, `*` (all) or `auto`, one a line, `#` for remarks; a named concept overrides the others.
 
-    `auto` are the concepts that a prompt names, with its strengths: `prompted`. A concept of that name is meant first. Strength 0
-    drops. Upper and lower case are the same where only one name is meant. Raises SeqLoRAError for an unknown or repeated name
+    `auto` are the concepts that a prompt names, with its strengths: `prompted`. A concept of that name is meant first. Strength
+    0 drops. Upper and lower case are the same where only one name is meant. Raises SeqLoRAError for an unknown or repeated name
     (listing the known ones), a strength that is no number from -100 to 100, and `auto` without a prompt.
     """
     named: dict[str, float] = {}

@@ -269,6 +269,7 @@ def test_a_name_is_taught_anew_when_that_is_asked_for(server: HostServer):
         assert record["settings"]["steps"] == 3
 
 
+@pytest.mark.exhaustive  # a training of full length; `seqlora demo` is another, by the same settings
 def test_what_nobody_chose_teaches_the_demo_model(server: HostServer):
     prompt = teaching("nobody chose")
     train = prompt["train"]["inputs"]

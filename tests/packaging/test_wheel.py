@@ -32,7 +32,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(installed: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "seqlora", *arguments]
     process = subprocess.run(
-        command, cwd=installed.parent, env=os.environ | {"PYTHONPATH": str(installed)}, capture_output=True, text=True, timeout=900
+        command,
+        cwd=installed.parent,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     return process.stdout
