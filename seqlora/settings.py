@@ -233,10 +233,11 @@ class LibraryPlan(_Checked):
         1,
         100_000,
     )
-    targets: Literal["attention", "attention and mlp"] = _option(
+    targets: str = _option(
         "attention and mlp",
         "Which layers concepts change. With the MLP layers a concept is learned better and its file is larger. Fixed once it "
         "holds a concept.",
+        choices=("attention", "attention and mlp"),
     )
 
 
