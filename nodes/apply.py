@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..seqlora.errors import SeqLoRAError
 from ..seqlora.lora.compose import parse_selection
 from ..seqlora.prompt.grammar import read_prompt
-from ..seqlora.training.remarks import of_base
+from ..seqlora.training.remarks import of_base, of_shared
 from . import host
 from .library import LibraryHandle, LibraryType, triggers_of
 
@@ -74,13 +74,14 @@ class ApplyComposed(io.ComfyNode):
                 f"strength is {strength}, which is no number to multiply with", f"connect one from {-MOST:g} to {MOST:g}"
             )
         opened = library.open()
-        said = None if prompt is None else read_prompt(prompt, opened.concepts)
+        said = None if prompt is None else read_prompt(prompt, opened.concepts, weights=True)
         selection = parse_selection(concepts, opened.names, said and said.strengths)
-        triggers = triggers_of(opened.find(name) for name in selection)
+        records = [opened.find(name) for name in selection]
+        triggers = triggers_of(records)
         if selection and strength:
-            remark = of_base(library.name, opened.base, *host.fingerprints(model))
-            if remark:
-                host.remark(cls.hidden.unique_id, remark)
+            remarks = (of_base(library.name, opened.base, *host.fingerprints(model)), of_shared(records))
+            if any(remarks):
+                host.remark(cls.hidden.unique_id, " ".join(filter(None, remarks)))
             model = host.apply_adapter(model, opened.compose(selection), strength)
         return io.NodeOutput(model, clip, triggers, said.text if said else "")
 

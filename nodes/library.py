@@ -9,6 +9,7 @@ from threading import Lock
 from comfy_api.latest import io
 
 from ..seqlora.errors import SeqLoRAError
+from ..seqlora.io.text import literal
 from ..seqlora.library.manifest import Record
 from ..seqlora.library.store import Library
 from ..seqlora.library.writer import MANIFEST
@@ -52,7 +53,8 @@ def tell_changed(name: str) -> None:
 
 
 def triggers_of(records: Iterable[Record]) -> str:
-    return "\n".join(f"{record.name}: {record.subject}" for record in records)
+    """A line each, with what is to be written in a prompt of the host."""
+    return "\n".join(f"{record.name}: {literal(record.subject)}" for record in records)
 
 
 class CreateLibrary(io.ComfyNode):

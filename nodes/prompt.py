@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..seqlora.prompt.grammar import read_prompt
 from ..seqlora.prompt.regions import Region
-from ..seqlora.training.remarks import of_base
+from ..seqlora.training.remarks import of_base, of_shared
 from . import host
 from .library import LibraryHandle, LibraryType
 from .regions import RegionsType, encode_with_regions
@@ -64,7 +64,7 @@ class ConceptPrompt(io.ComfyNode):
         cls, model: Any, clip: Any, library: LibraryHandle, text: str, negative: str, regions: tuple[Region, ...] = ()
     ) -> io.NodeOutput:
         opened = library.open()
-        prompt, against = read_prompt(text, opened.concepts), read_prompt(negative, opened.concepts)
+        prompt, against = (read_prompt(said, opened.concepts, weights=True) for said in (text, negative))
         active = {name: strength for name, strength in prompt.strengths.items() if strength}
         remark = of_base(library.name, opened.base, *host.fingerprints(model)) if active or regions else ""
         if regions:
@@ -74,7 +74,8 @@ class ConceptPrompt(io.ComfyNode):
                 model = host.apply_adapter(model, opened.compose(active), 1.0)
             encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(said)) for said in (prompt.text, against.text)]
         concepts = "\n".join(f"{name}: {strength:g}" for name, strength in active.items())
-        shown = "\n".join(filter(None, (concepts or "no concept is named", prompt.text, remark)))
+        shared = of_shared([opened.find(name) for name in active])
+        shown = "\n".join(filter(None, (concepts or "no concept is named", prompt.text, remark, shared)))
         host.say(cls.hidden.unique_id, shown)
         return io.NodeOutput(model, *encoded, concepts, ui=ui.PreviewText(shown))
 

@@ -85,7 +85,7 @@ def encode_with_regions(
     Raises SeqLoRAError for a model whose tokens are not known, or a concept with two strengths.
     """
     host.check_model(model.model.diffusion_model)
-    said = [read_prompt(region.text, opened.concepts) for region in regions]
+    said = [read_prompt(region.text, opened.concepts, weights=True) for region in regions]
     strengths = _strengths(prompt, said)
     active = {name: strength for name, strength in strengths.items() if strength}
     members = [[i for i, part in enumerate(said) if name in part.strengths] for name in active]

@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..seqlora.errors import SeqLoRAError
+from ..seqlora.io.text import literal
 from ..seqlora.settings import NAMES_1, OPTIONS, RunOptions, Settings, settings_of
 from ..seqlora.training.progress import Phase, Progress
 from ..seqlora.training.request import TrainingRequest, check_request
@@ -183,7 +184,7 @@ def remarks(taught: TrainResult) -> str:
 
 def summary(taught: TrainResult) -> str:
     record, library, report = taught.record, taught.library, taught.report
-    lines = [f"{record.name}: write '{record.subject}' in prompts"]
+    lines = [f"{record.name}: write '{literal(record.subject)}' in prompts"]
     if taught.reused:
         lines.append("taught before with the same inputs; nothing was done")
     lines += [remarks(taught)] if remarks(taught) else []

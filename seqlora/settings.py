@@ -60,7 +60,10 @@ def _options(kind: type) -> dict[str, Option]:
 class _Checked:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            (OPTIONS | LIBRARY_OPTIONS)[name].check(value)
+            option = (OPTIONS | LIBRARY_OPTIONS)[name]
+            option.check(value)
+            # A seed of 1.0 is that of 1, also in the hash of a request.
+            object.__setattr__(self, name, type(option.default)(value))
 
 
 @dataclass(frozen=True)

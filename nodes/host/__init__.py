@@ -19,7 +19,8 @@ from .folders import (
     register_folder,
 )
 from .gradients import without_inference_mode
-from .model import HostModel, fingerprint, fingerprints, has_accelerator, training_model
+from .identity import fingerprint, fingerprints
+from .model import HostModel, has_accelerator, training_model
 from .progress import Interrupted, add_routes, remark, run_with_progress, say, send
 from .regions import Regions, check_model, encode_words, join_texts, lengthened
 

@@ -1,18 +1,19 @@
-"""Whether the text encoder and the VAE that are connected belong to the model: one sentence instead of a crash inside it."""
+"""Whether what is connected belongs together and can be taught through: one sentence instead of a crash inside the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
+import comfy.patcher_extension
 from torch import Tensor, nn
 
+from ...seqlora.diffusion.belonging import OWN_TEXT, text_fits
 from ...seqlora.errors import SeqLoRAError
-from ...seqlora.lora.targets import is_linear
+from .forward import KEY
 
 OWN_VAE = "connect the VAE that belongs to the model"
-OWN_TEXT = "connect the text encoder that belongs to the model"
 
 
 def check_latents_fit(latents: Tensor, picture: Tensor, latent_format: Any) -> None:
@@ -33,35 +34,55 @@ def check_latents_fit(latents: Tensor, picture: Tensor, latent_format: Any) -> N
 
 
 @contextmanager
-def text_fits(model: nn.Module, text: Mapping[str, Any]) -> Iterator[None]:
-    """While open, a layer that is handed text of another width than it takes says so, whatever model it is in.
-
-    `text` is an encoded caption as the host has it. Raises SeqLoRAError.
-    """
+def caption_fits(model: nn.Module, text: Mapping[str, Any]) -> Iterator[None]:
+    """While open, a model that cannot take this text, an encoded caption as the host has it, raises SeqLoRAError."""
     tokens, pooled = text.get("cross_attn"), text.get("pooled_output")
-
-    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-        found, wanted = (args[0].shape[-1] if args and isinstance(args[0], Tensor) else 0), int(module.in_features)  # type: ignore[arg-type]
-        if not found or found == wanted:
-            return
-        if tokens is not None and found == tokens.shape[-1]:
-            raise SeqLoRAError(f"The text encoder's words are {found} wide, but the model takes {wanted}", OWN_TEXT)
-        if pooled is not None and found >= pooled.shape[-1]:  # alone, or beside the picture's size
-            width = pooled.shape[-1]
-            raise SeqLoRAError(
-                f"The text encoder's pooled text is {width} wide, but the model takes {width + wanted - found}", OWN_TEXT
-            )
-
-    with ExitStack() as undo:
-        for module in filter(is_linear, model.modules()):
-            undo.callback(module.register_forward_pre_hook(look).remove)
-        try:
+    try:
+        with text_fits(model, tokens, pooled):
             yield
-        except (AttributeError, KeyError, TypeError) as error:
-            if pooled is not None:
-                raise
-            raise SeqLoRAError("The text encoder gives no pooled text, which the model needs", OWN_TEXT) from error
-        except RuntimeError as error:  # from what is no linear layer, such as a norm of the text
-            if tokens is None or "shape" not in str(error) or str(tokens.shape[-1]) not in str(error):
-                raise
-            raise SeqLoRAError(f"The model cannot take the text encoder's words, {tokens.shape[-1]} wide", OWN_TEXT) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        if pooled is not None:
+            raise
+        raise SeqLoRAError("The text encoder gives no pooled text, which the model needs", OWN_TEXT) from error
+
+
+def other_kind(config: Any, clip: Any) -> str:
+    """A sentence on a text encoder that the host loaded for another kind of model than the one with this configuration, even
+    though its width may fit, as umT5's does where T5 belongs; "" where it is this one's, or nothing is known.
+
+    No more than a sentence: the host may load one and the same encoder under several types.
+    """
+    target = getattr(type(config), "clip_target", None)
+    own = target(config) if target else None
+    found, wanted = (type(getattr(clip, "tokenizer", None)).__module__, own.tokenizer.__module__ if own else "")
+    if not wanted or found == wanted or not found.startswith("comfy."):
+        return ""
+    kinds = [module.rpartition(".")[2].removesuffix("_clip") for module in (found, wanted)]
+    return (
+        f"The text encoder was loaded for another kind of model ({kinds[0]}) than this one ({kinds[1]}): its words may mean "
+        "nothing to the model even where their width fits. Choose the model's own type where it is loaded."
+    )
+
+
+def check_through(model: Any, clip: Any) -> None:
+    """Raises SeqLoRAError for what runs beside the weights of the MODEL or CLIP: a training would not see it, or see it without
+    knowing it when the same is asked for again."""
+    if getattr(model, "wrappers", {}).get(comfy.patcher_extension.WrappersMP.APPLY_MODEL, {}).get(KEY):
+        raise SeqLoRAError(
+            "The model that is connected has concepts beside its weights, as quantised models and regions need it, and a "
+            "training does not see them",
+            "connect the model as it is before Apply Composed SeqLoRA or Concept Prompt",
+        )
+    for what, part in (("model", model), ("text encoder", getattr(clip, "patcher", None))):
+        found = sorted(getattr(part, "injections", {}))
+        if found:
+            raise SeqLoRAError(
+                f"The {what} that is connected has something put between its layers ({', '.join(found)}), which a training "
+                "cannot tell from something else",
+                "use Load LoRA, which changes the weights, in place of a bypass loader, or leave it out",
+            )
+    if getattr(getattr(clip, "patcher", None), "forced_hooks", None):
+        raise SeqLoRAError(
+            "The text encoder that is connected has hooks, which a training cannot tell from others",
+            "connect it as it is before Set CLIP Hooks",
+        )

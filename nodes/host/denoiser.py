@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...seqlora.diffusion.denoiser import flow_weight, from_table, logit_normal, min_snr_weight
 from ...seqlora.errors import SeqLoRAError
-from .belonging import text_fits
+from .belonging import caption_fits
 from .gradients import OrdinaryWeights, _plain_attention
 
 
@@ -70,7 +70,7 @@ class HostDenoiser:
         if not self.loaded:  # not before: encoding pictures and captions may have pushed the model out
             self.load()
         if not self.tried:
-            with text_fits(self.model.diffusion_model, cond[0].encoded):
+            with caption_fits(self.model.diffusion_model, cond[0].encoded):
                 predicted = self._together(x, sigma, cond)
             self.tried = True
             return predicted

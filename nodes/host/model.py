@@ -7,9 +7,7 @@ can be differentiated; and under dynamic VRAM a layer's weight is only lent for 
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,18 +25,19 @@ import torch
 from torch import Tensor, nn
 
 from ...seqlora.demo.pictures import generic_captions
-from ...seqlora.diffusion.fingerprint import some_values, weights_hash
 from ...seqlora.diffusion.model import NO_TRIGGERS
 from ...seqlora.errors import SeqLoRAError
 from ...seqlora.families import family_of
+from ...seqlora.io.text import literal
 from ...seqlora.lora.layouts import layout_from_native
 from ...seqlora.lora.targets import TARGETS, choose_layers, layer_shapes, linear_layers, repeated_blocks
 from ...seqlora.lora.types import Triggers, Vectors
 from ...seqlora.training.captions import GENERIC_CAPTIONS
-from .belonging import check_latents_fit
+from .belonging import check_latents_fit, check_through, other_kind
 from .demo_model import DemoConfig
 from .denoiser import Caption, HostDenoiser
 from .gradients import checkpointed, clone_norm_inputs, plain_operations, without_inference_mode
+from .identity import fingerprint, parts_of
 
 DRAWING_STEPS = 12  # of a preview
 
@@ -57,6 +56,7 @@ def training_model(model: Any, clip: Any, vae: Any, gradient_checkpointing: bool
     for name, given in (("model", model), ("clip", clip), ("vae", vae)):
         if given is None or getattr(given, "first_stage_model", given) is None:  # what loaders give where a file lacks it
             raise SeqLoRAError(f"The {name} that is connected holds nothing", "its checkpoint lacks it, load it from elsewhere")
+    check_through(model, clip)
     with ExitStack() as undo:
         undo.callback(management.soft_empty_cache)
         undo.enter_context(torch.inference_mode(False))  # the host runs every node inside inference mode
@@ -133,12 +133,8 @@ class HostModel:
         base = patcher.model
         self.layout = layout_from_native(key for key in base.state_dict() if key.startswith("diffusion_model."))
         self.fingerprint = fingerprint(original)
-        self.parts = {
-            "model": weights_hash(_own_weights(original), _patches(original)),
-            "sampling": _sampling(original),
-            "text encoder": _weights(clip, "cond_stage_model", getattr(clip, "layer_idx", None), _patches(clip)),
-            "VAE": _weights(vae, "first_stage_model"),
-        }
+        self.parts = parts_of(original, clip, vae)
+        self.remark = other_kind(base.model_config, clip)
         demo = isinstance(base.model_config, DemoConfig)
         self.family = "demo" if demo else family_of(self.layout, layer_shapes(self.layers("attention")))
         self.generic_captions: Sequence[str] = generic_captions() if demo else GENERIC_CAPTIONS
@@ -213,70 +209,3 @@ class HostModel:
         if isinstance(self.patcher.model, comfy.model_base.Flux):
             return 1.0
         return 3.0 if self.denoiser.flow else 6.0
-
-
-def literal(caption: str) -> str:
-    """As the host must be given it to take parentheses as text: in a prompt they set weights, so that `miku_(vocaloid)`
-    would lose them and `(zorv:0)` mean nothing. A caption means what it says, as it does without the host."""
-    return re.sub(r"[()]", r"\\\g<0>", caption)
-
-
-def fingerprint(patcher: Any, samples: int = 8) -> str:
-    """A hash of a few values of a few weights as they were before any patch, and of the patches."""
-    return fingerprints(patcher, samples)[0]
-
-
-def fingerprints(patcher: Any, samples: int = 8) -> tuple[str, str]:
-    """Its `fingerprint`, and that of the same model without patches."""
-    digest = hashlib.sha256()
-    weights = list(_own_weights(patcher))
-    for name, weight in weights[:: max(1, len(weights) // samples)]:
-        digest.update(name.encode() + _few_values(weight))
-    bare = digest.hexdigest()[:16]
-    for patch in _patch_bytes(patcher.patches, _few_values):
-        digest.update(patch)
-    return digest.hexdigest()[:16], bare
-
-
-def _weights(holder: Any, name: str, *more: Any) -> str:
-    """A hash of the weights of a part of CLIP or VAE; other packs' need not have it."""
-    module = getattr(holder, name, None)
-    tensors = module.state_dict().items() if isinstance(module, nn.Module) else ()
-    return weights_hash(tensors, f"{type(holder).__name__} {type(module).__name__} {more}")
-
-
-def _own_weights(patcher: Any) -> Iterator[tuple[str, Tensor]]:
-    """As they were before any patch."""
-    for name, weight in sorted(patcher.model.diffusion_model.state_dict().items()):
-        backup = patcher.backup.get(f"diffusion_model.{name}")
-        yield name, backup.weight if backup else weight
-
-
-def _patches(holder: Any) -> str:
-    """A hash of what is patched onto a MODEL or CLIP, such as LoRAs; "" for nothing."""
-    patches = getattr(getattr(holder, "patcher", holder), "patches", {})
-    return hashlib.sha256(b"".join(_patch_bytes(patches, some_values))).hexdigest()[:16] if patches else ""
-
-
-def _patch_bytes(patches: Mapping[str, Any], values: Callable[[Tensor], bytes]) -> Iterator[bytes]:
-    """What a hash of patches is made of: which weight, how strong, and some values of each tensor."""
-    for name in sorted(patches):
-        for patch in patches[name]:
-            tensors = [part for part in getattr(patch[1], "weights", patch[1]) if isinstance(part, Tensor)]
-            yield f"{name} {patch[0]} {patch[2]}".encode() + b"".join(values(part) for part in tensors)
-
-
-def _sampling(patcher: Any) -> str:
-    """A hash of how noise levels and predictions are meant, which nodes upstream can change."""
-    sampling = patcher.get_model_object("model_sampling")
-    kinds = [kind.__name__ for kind in type(sampling).__mro__]
-    numbers = {name: value for name, value in vars(sampling).items() if isinstance(value, (int, float, str, bool))}
-    return weights_hash(sorted(sampling.named_buffers()), f"{kinds} {sorted(numbers.items())}")
-
-
-def _few_values(weight: Tensor) -> bytes:
-    if weight.is_meta:
-        return b""
-    part = weight.detach()
-    part = part.dequantize() if hasattr(part, "dequantize") and type(part) is not Tensor else part
-    return part.flatten()[:16].float().cpu().half().numpy().tobytes()

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...seqlora.errors import SeqLoRAError
+from ...seqlora.io.text import literal
 from ...seqlora.library.manifest import Record
 from ...seqlora.library.store import Library
 from ...seqlora.training.progress import Progress
@@ -70,4 +71,4 @@ class Previews:
 
 
 def default_prompt(concept: TrainingRequest | Record) -> str:
-    return f"a photo of {concept.subject}"
+    return literal(f"a photo of {concept.subject}")

@@ -28,11 +28,12 @@ class HeadlessModel:
     latent_shape: tuple[int, int, int]  # of such a picture
     default_guidance = 3.0
     text_encoders: Sequence[str] = ()
+    remark = ""
 
     def __init__(self, network: nn.Module, denoiser: Any, layout: Mapping[str, Any]):
         self.network, self.denoiser, self.layout = network, denoiser, layout
         self.fingerprint = fingerprint(network)
-        self.parts = {"model": weights_hash(network.state_dict().items())}
+        self.parts = {"model": weights_hash(network.state_dict().items()), "sampling": _sampling(denoiser)}
 
     @property
     def family(self) -> str:
@@ -80,6 +81,13 @@ class HeadlessModel:
                 f"(layer {next(iter(composed))})",
                 "use the model that the library belongs to",
             ) from error
+
+
+def _sampling(denoiser: Any) -> str:
+    """A hash of how noise levels and predictions are meant."""
+    held = sorted(vars(denoiser).items())
+    numbers = [(name, value) for name, value in held if isinstance(value, (int, float, str))]
+    return weights_hash([(name, value) for name, value in held if isinstance(value, torch.Tensor)], f"{numbers}")
 
 
 def stacks_of(composed: Mapping[str, LoRAPair], device: torch.device, dtype: torch.dtype) -> list[Stack]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.belonging import text_fits
 from ..diffusion.fingerprint import weights_hash
 from ..diffusion.model import NO_TRIGGERS
 from ..errors import SeqLoRAError
@@ -45,7 +46,12 @@ class PipelineModel(HeadlessModel):
 
         def predict(x: Tensor, timestep: Tensor, cond: Sequence[Mapping[str, Tensor]]) -> Tensor:
             together = {key: torch.stack([one[key] for one in cond]).to(device, dtype) for key in cond[0]}
-            return self._predict(x, timestep, together)
+            if self._tried:
+                return self._predict(x, timestep, together)
+            with text_fits(network, cond[0]["text"], cond[0].get("pooled"), "give a pipeline whose parts belong together"):
+                predicted = self._predict(x, timestep, together)
+            self._tried = True
+            return predicted
 
         self._squeeze = pipe.vae_scale_factor  # pixels per latent, a side
         latent_side = self._default_latent_side(network)
@@ -55,9 +61,15 @@ class PipelineModel(HeadlessModel):
         for what, names in (("text encoder", ENCODERS), ("VAE", ("vae",))):
             held = [getattr(self.pipe, name, None) for name in names]
             tensors = (item for part in held if part is not None for item in part.state_dict().items())
-            self.parts[what] = weights_hash(tensors)
+            self.parts[what] = weights_hash(tensors, self._words() if what == "text encoder" else "")
 
     _packed = 1  # latents in one channel of the network's input
+    _tried = False  # whether a first pass has shown that text and network belong together
+
+    def _words(self) -> str:
+        """How the tokenizers take a text apart, as far as that is not in the text encoders' weights."""
+        held = [getattr(self.pipe, name, None) for name in (*TOKENIZERS.values(), "tokenizer_3")]
+        return f"{[(type(one).__name__, len(one), one.model_max_length) for one in held if one is not None]}"
 
     def _default_latent_side(self, network: Any) -> int:
         size = network.config.sample_size

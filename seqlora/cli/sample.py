@@ -15,7 +15,7 @@ from ..diffusion.sampling import euler
 from ..library.store import Library
 from ..lora.compose import parse_selection
 from ..prompt.grammar import read_prompt
-from ..training.remarks import of_base
+from ..training.remarks import of_base, of_shared
 from .arguments import Command, folder, picture_file, real, whole
 
 
@@ -43,6 +43,9 @@ def sample(args: argparse.Namespace) -> None:
         prompt = read_prompt(args.prompt, library.concepts)
         chosen = parse_selection("\n".join(args.concepts), library.names) if args.concepts else prompt.strengths
         on = {name: s for name, s in chosen.items() if s}
+        shared = of_shared([library.find(name) for name in on])
+        if shared:
+            print(f"seqlora: {shared}", file=sys.stderr)
         text, composed, triggers = prompt.text, library.compose(on), library.triggers(on)
     generator = torch.Generator().manual_seed(args.seed)
     with torch.inference_mode(), model.using(composed):

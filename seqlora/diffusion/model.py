@@ -21,6 +21,7 @@ class Model(Protocol):
     layout: Mapping[str, Any]  # see lora/layouts.py
     fingerprint: str
     parts: dict[str, str]  # what else decides how a concept comes out: "model", "VAE" and so on -> a hash of it
+    remark: str  # a sentence on how its parts suit each other, "" where there is nothing to say
     generic_captions: Sequence[str]  # that stand for everything else the model can draw
     text_encoders: Sequence[str]  # names of those that take a concept's own vectors and can be differentiated through
 

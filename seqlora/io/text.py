@@ -33,6 +33,17 @@ def clean_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", _UNSEEN.sub("", _CONTROL.sub(" ", text))).split())
 
 
+def literal(text: str) -> str:
+    r"""As a host must be given it that reads parentheses as weights: each with a backslash in front. Without it
+    `miku_(vocaloid)` would lose them, and `(zorv:0)` mean nothing."""
+    return re.sub(r"[()]", r"\\\g<0>", text)
+
+
+def as_text(text: str) -> str:
+    r"""The opposite: `\(` and `\)`, as prompts for such a host and some captioners write them, are parentheses."""
+    return re.sub(r"\\([()])", r"\1", text)
+
+
 def decode_text(data: bytes, what: str) -> str:
     """UTF-8 with or without a byte order mark, or UTF-16 or UTF-32 with one. Raises SeqLoRAError, naming `what`, otherwise."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")

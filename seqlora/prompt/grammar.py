@@ -7,6 +7,9 @@ It stands for the concept's trigger and class word. A trigger that is written ou
 sign, and so is one that follows a letter or stands alone. Everything else, such as `(word:1.2)`, `embedding:name` or `{a|b}`,
 belongs to the host and passes through as it is; in `(@rex:1.2)` the number is the host's weight, in `(@rex:0.8:1.2)` the
 second one.
+
+A concept's words are text: where the host reads parentheses as weights, those of a trigger get a backslash in front, also where
+it is written out.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import SeqLoRAError
-from ..io.text import unspaced, word_pattern
+from ..io.text import as_text, literal, unspaced, word_pattern
 from ..library.manifest import Record
 from ..lora.compose import MAX_STRENGTH, STRENGTHS
 
@@ -35,8 +38,9 @@ class Prompt:
     strengths: dict[str, float] = field(default_factory=dict)  # of the concepts that it names, in the library's order
 
 
-def read_prompt(text: str, records: Sequence[Record]) -> Prompt:
-    """What a prompt says and which of the library's concepts it switches on.
+def read_prompt(text: str, records: Sequence[Record], weights: bool = False) -> Prompt:
+    """What a prompt says and which of the library's concepts it switches on. With `weights` it is for a host that reads
+    parentheses as weights; without, all of them are text, also those that have a backslash in front.
 
     Raises SeqLoRAError for a name that no concept has (with the nearest known one), a strength that cannot be, two strengths of
     one concept, or a written trigger that several concepts share.
@@ -62,12 +66,15 @@ def read_prompt(text: str, records: Sequence[Record]) -> Prompt:
         if named.get(record.name) not in (None, strength) and strength is not None:
             raise SeqLoRAError(f"The prompt gives @{record.name} two strengths", "keep one of them")
         named[record.name] = named.get(record.name) if strength is None else strength
-        parts.append(record.subject)
+        parts.append(literal(record.subject) if weights else record.subject)
         plain.append("\n")
-    for name in _triggered("".join(plain), records):
-        named.setdefault(name, None)
+    said = "".join(parts)
+    for record in _triggered(as_text("".join(plain)), records):
+        named.setdefault(record.name, None)
+        if weights:
+            said = word_pattern(record.trigger).sub(lambda written: literal(written[0]), said)
     strengths = {r.name: 1.0 if named[r.name] is None else float(named[r.name] or 0) for r in records if r.name in named}
-    return Prompt("".join(parts), strengths)
+    return Prompt(said if weights else as_text(said), strengths)
 
 
 def _add(parts: list[str], plain: list[str], sign: str) -> None:
@@ -128,7 +135,7 @@ def _find(name: str, records: Sequence[Record]) -> Record:
     raise SeqLoRAError(f"There is no concept '{name}' in this library", meant)
 
 
-def _triggered(text: str, records: Sequence[Record]) -> list[str]:
+def _triggered(text: str, records: Sequence[Record]) -> list[Record]:
     """Concepts whose trigger is written out. Longer ones are looked for first and use up their place."""
     found = []
     by_trigger: dict[str, list[Record]] = {}
@@ -143,5 +150,5 @@ def _triggered(text: str, records: Sequence[Record]) -> list[str]:
             raise SeqLoRAError(
                 f"'{trigger}' is the trigger of {' and '.join(sharing)}", f"write @{sharing[0]} or @{sharing[1]}"
             )
-        found += sharing
+        found += by_trigger[trigger]
     return found

@@ -16,8 +16,9 @@ TIMES = 30  # a rate that is this much off what suits the model is told
 
 
 def first_and_last(losses: Sequence[float]) -> tuple[float, float]:
-    """Means of a tenth of the steps at either end, of ten at least: one step's loss says little, it is that of random noise."""
-    part = max(LEAST, len(losses) // 10)
+    """Means of a tenth of the steps at either end, of ten at least, of half of a short training: one step's loss says little,
+    it is that of random noise."""
+    part = max(1, min(max(LEAST, len(losses) // 10), len(losses) // 2))
     return _mean(losses[:part]), _mean(losses[-part:])
 
 
@@ -65,13 +66,24 @@ def while_training(losses: Sequence[float], settings: Settings) -> str:
 
 
 def at_end(losses: Sequence[float], settings: Settings) -> str:
-    """A sentence on a training that did not lower its loss; "" where it did, or was too short to tell."""
+    """A sentence on a training that did not lower its loss; "" where it did."""
     first, last = first_and_last(losses)
-    if len(losses) < 2 * LEAST or last <= first:
+    if last <= first:
+        return ""
+    chance = f", which may be chance in {len(losses)} steps" if len(losses) < 2 * LEAST else ""
+    return (
+        f"The last loss ({last:.4f}) is above the first ({first:.4f}){chance}: look at the concept before you use it, and "
+        f"teach it anew with another learning_rate (now {settings.learning_rate:g}) if it is not what you wanted."
+    )
+
+
+def of_layers(left_out: int, count: int) -> str:
+    """A sentence on layers that are not taught; "" where all are."""
+    if not left_out:
         return ""
     return (
-        f"The last loss ({last:.4f}) is above the first ({first:.4f}): look at the concept before you use it, and teach it "
-        f"anew with another learning_rate (now {settings.learning_rate:g}) if it is not what you wanted."
+        f"{left_out} of {count} layers do not run on such pictures and text, or nothing in the picture depends on them: they "
+        "are left out, and nothing is lost by that."
     )
 
 
@@ -85,9 +97,10 @@ def of_words(request: TrainingRequest, records: Sequence[Record]) -> list[str]:
     trigger = request.trigger.casefold()
     for record in records:
         if record.trigger.casefold() == trigger:
+            own = ", with the vectors of the one that was taught last" if record.settings.get("trigger_vectors") else ""
             said.append(
-                f"The trigger '{request.trigger}' is that of concept '{record.name}' already: in a prompt it means both. Give "
-                "each its own."
+                f"The trigger '{request.trigger}' is that of concept '{record.name}' already: in a prompt it means both{own}. "
+                "Give each its own."
             )
         elif trigger in record.class_word.casefold().split():
             said.append(f"The trigger '{request.trigger}' is the class word of concept '{record.name}'. Use a made-up word.")
@@ -98,6 +111,23 @@ def of_words(request: TrainingRequest, records: Sequence[Record]) -> list[str]:
     if any(character.isdigit() for character in trigger):
         said.append(f"The trigger '{request.trigger}' has digits, which text encoders take one by one. Use letters only.")
     return said
+
+
+def of_shared(records: Sequence[Record]) -> str:
+    """A sentence on concepts that are used together and have one trigger; "" where each has its own."""
+    by_trigger: dict[str, list[Record]] = {}
+    for record in records:
+        by_trigger.setdefault(record.trigger.casefold(), []).append(record)
+    said = []
+    for sharing in by_trigger.values():
+        learned = [record for record in sharing if record.settings.get("trigger_vectors")]
+        if len(sharing) > 1:
+            names, own = (
+                " and ".join(record.name for record in sharing),
+                f" with the vectors of {learned[-1].name}" if learned else "",
+            )
+            said.append(f"{names} have one trigger, '{sharing[0].trigger}': in a prompt it means all of them{own}.")
+    return " ".join(said)
 
 
 def beyond_plan(number: int, capacity: int) -> str:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..diffusion.model import Model
 from ..errors import SeqLoRAError
 from ..io.names import checked_name
 from ..io.pictures import fitted, to_pil, to_tensor
-from ..io.text import check_characters, clean_text, word_pattern
+from ..io.text import as_text, check_characters, clean_text, word_pattern
 from ..library.manifest import MAX_TEXT
+from ..library.store import request_hash
+from ..settings import Settings, legacy_names
 
 MIN_SIDE = 16  # pixels
 MOST_PIXELS = 2.5  # in units of the resolution that a model was made for; a photo of 24 megapixels would take hours
 RINGING = 0.1  # how far beyond 0..1 a resize may go
-_ESCAPED = re.compile(r"\\([()])")  # a parenthesis as prompts and some captioners write it; captions set no weights
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TrainingRequest:
 def prepare_captions(request: TrainingRequest) -> tuple[list[str], int]:
     """One caption per picture, each with the trigger in it; also how often it had to be put in front. A picture without a
     caption has one made of trigger and class word."""
-    captions = [_ESCAPED.sub(r"\1", clean_text(caption)) for caption in request.captions]
+    captions = [as_text(clean_text(caption)) for caption in request.captions]
     if captions and len(captions) != len(request.pictures):
         raise SeqLoRAError(
             f"There are {len(captions)} captions for {len(request.pictures)} pictures", "give one caption per picture, or none"
@@ -122,3 +123,10 @@ def data_hash(request: TrainingRequest) -> str:
         digest.update(f"{tuple(picture.shape)} {caption}\n".encode())
         digest.update((picture * 255).round().to(torch.uint8).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def request_parts(data: str, request: TrainingRequest, settings: Settings, model: Model) -> dict[str, str]:
+    """What decides how a concept comes out, by a name that people know -> its hash; `data` is from `data_hash`."""
+    words = {"trigger": request.trigger, "class word": request.class_word}
+    named = {"pictures or captions": data, "settings": request_hash(legacy_names(settings))[:16], **words}
+    return {**model.parts, **{name: request_hash(value)[:16] for name, value in named.items()}}

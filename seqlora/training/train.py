@@ -29,7 +29,7 @@ from .checks import check_latents, memory_advice
 from .encoding import seen_captions
 from .prior import measured_prior
 from .progress import Phase, Progress, TrainingSteps, run_to_end
-from .request import TrainingRequest, check_request, data_hash, fit_pictures, prepare_captions
+from .request import TrainingRequest, check_request, data_hash, fit_pictures, prepare_captions, request_parts
 from .result import TrainingReport, TrainResult, thinned
 from .start import Surroundings, constrain
 from .trace import layers_of, trace_layers
@@ -54,7 +54,7 @@ class Job:
     model: Model
     layers: Mapping[str, nn.Module]
     checkpoint: Checkpoint
-    note: str = ""  # what is otherwise than was asked for
+    note: str = ""  # what there is to say of it
     left_out: int = 0  # layers that never run on such inputs or reach no output
 
     @property
@@ -88,7 +88,6 @@ def train_steps(
     """
     request, resized = fit_pictures(check_request(request), FAMILIES.get(model.family, FAMILIES[OTHER]).resolution)
     automatic, (settings, without) = settings.automatic, learnable(settings.resolved(model.family), model)
-    note = " ".join(filter(None, (resized, without)))
     layers_of(library, model)  # a library of another model is refused before any waiting
     data = data_hash(request)
     parts = request_parts(data, request, settings, model)
@@ -105,6 +104,7 @@ def train_steps(
         begun = older if (folder / f"{older}.safetensors").exists() else request_id
         checkpoint = Checkpoint(folder / f"{begun}.safetensors", minutes=checkpoint_minutes)
         lesson = (request, request_id, parts, settings, automatic)
+        note = _join(resized, without, model.remark)
         job = Job(writer, replaces, *lesson, model, layers_of(library, model), checkpoint, note)
         checkpoint.binding = binding_of(job, begun)
         for record in library.concepts:
@@ -147,13 +147,6 @@ def train(
     return run_to_end(train_steps(library, request, settings, model, replace=replace), on_progress)
 
 
-def request_parts(data: str, request: TrainingRequest, settings: Settings, model: Model) -> dict[str, str]:
-    """What decides how a concept comes out, by a name that people know -> its hash; `data` is from `data_hash`."""
-    words = {"trigger": request.trigger, "class word": request.class_word}
-    named = {"pictures or captions": data, "settings": request_hash(legacy_names(settings))[:16], **words}
-    return {**model.parts, **{name: request_hash(value)[:16] for name, value in named.items()}}
-
-
 def _check_name(job: Job) -> None:
     """Raises SeqLoRAError for a name that is taken; says in what the concept of that name was asked for otherwise."""
     try:
@@ -184,9 +177,9 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
     words = remarks.of_words(job.request, job.others.concepts)
     base = remarks.of_base(job.library.path.name, job.library.base, job.model.fingerprint)
     said = (set_aside, beyond, base, job.note, remarks.of_rate(job.settings, job.model.family), *words)
-    note = " ".join(filter(None, said))
-    if note:
-        yield Progress(Phase.MEASURING, 0, 1, note=note)
+    job = replace(job, note=_join(*said))
+    if job.note:
+        yield Progress(Phase.MEASURING, 0, 1, note=job.note)
     if state:
         yield Progress(Phase.TRAINING, checkpoint.step or 0, steps, note=f"Goes on from step {checkpoint.step}.")
     resumed_at, trainer = checkpoint.step, None
@@ -203,8 +196,7 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
         concept = trainer.result()
         remark = remarks.at_end(concept.losses, job.settings)
         yield Progress(Phase.SAVING, concept.steps, steps, note=remark)
-        note = " ".join(filter(None, (note, remark)))
-        report = _report(job, concept, trainer.beside.earlier, note, resumed_at)
+        report = _report(job, concept, trainer.beside.earlier, _join(job.note, remark), resumed_at)
         return _file(job, concept, prior, report)
     except BaseException as error:
         if trainer is not None:
@@ -224,15 +216,17 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
         constrain(settings, layer_shapes(job.layers), library.ranks(job.shapes), earlier)
     with memory_advice(settings):
         captions, remark = seen_captions(model, job.request)
-        if remark:
-            yield Progress(Phase.MEASURING, 0, 1, note=remark)
+        job = yield from _remarked(job, remark)
         examples = Examples(model.encode_pictures(job.request.pictures), model.encode_captions(captions))
         trigger = LearnedTrigger.of(settings, model, job.request.trigger, captions)
         check_latents(examples.latents)
         taking_part = trace_layers(model.denoiser, job.layers, examples)
         if library.base is None:  # else the library has said so already
             layers = {name: job.layers[name] for name in taking_part}
-            job = replace(job, layers=layers, left_out=len(job.layers) - len(layers))
+            left_out = len(job.layers) - len(layers)
+            job = yield from _remarked(
+                replace(job, layers=layers, left_out=left_out), remarks.of_layers(left_out, len(job.layers))
+            )
         if prior is None and needs_prior:
             prior = yield from measured_prior(library, model, job.layers, examples.latents[0].shape)
             count, seconds = len(model.generic_captions), job.checkpoint.seconds
@@ -241,6 +235,17 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
     beside = Surroundings(earlier, prior if needs_prior else None, moments, library.capacity)
     trainer = ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside, trigger)
     return job, trainer, prior
+
+
+def _remarked(job: Job, remark: str) -> TrainingSteps[Job]:
+    """The job with one more thing to say of it, which is told at once."""
+    if remark:
+        yield Progress(Phase.MEASURING, 0, 1, note=remark)
+    return replace(job, note=_join(job.note, remark))
+
+
+def _join(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note: str, resumed_at: int | None) -> TrainingReport:
@@ -271,7 +276,7 @@ def _file(job: Job, concept: TrainedConcept, prior: Moments | None, report: Trai
     """Into the library, and away with what was only there until then."""
     request, writer = job.request, job.writer
     if not (writer.library.path / MANIFEST).exists():
-        report = replace(report, note=" ".join(filter(None, (report.note, GONE))))
+        report = replace(report, note=_join(report.note, GONE))
         logger.warning(GONE)
         writer.start_over()
     made_with = [f"{name}={value}" for name, value in sorted(job.parts.items())]

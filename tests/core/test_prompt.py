@@ -73,8 +73,33 @@ READ = [
 
 @pytest.mark.parametrize("text,said,strengths", READ, ids=[text for text, *_ in READ])
 def test_a_prompt_is_read(text: str, said: str, strengths: dict[str, float]):
-    prompt = read_prompt(text, ALL)
+    prompt = read_prompt(text, ALL, weights=True)
     assert (prompt.text, prompt.strengths) == (said, strengths)
+
+
+MIKU = record(7, "miku (v)", "miku_(vocaloid)", "singer :)")
+
+
+@pytest.mark.parametrize(
+    "text,host,headless",
+    [
+        ('@"miku (v)"', r"miku_\(vocaloid\) singer :\)", "miku_(vocaloid) singer :)"),
+        ("@miku (v):0.5", r"miku_\(vocaloid\) singer :\)", "miku_(vocaloid) singer :)"),
+        ("(@miku (v):1.2)", r"(miku_\(vocaloid\) singer :\):1.2)", "(miku_(vocaloid) singer :):1.2)"),
+        ("a miku_(vocaloid) doll", r"a miku_\(vocaloid\) doll", "a miku_(vocaloid) doll"),  # written out
+        (r"a Miku_\(vocaloid\) doll", r"a Miku_\(vocaloid\) doll", "a Miku_(vocaloid) doll"),
+        (r"(a miku_(vocaloid):1.1) (b)", r"(a miku_\(vocaloid\):1.1) (b)", "(a miku_(vocaloid):1.1) (b)"),
+    ],
+)
+def test_parentheses_of_a_trigger_are_text(text: str, host: str, headless: str):
+    for weights, said in ((True, host), (False, headless)):
+        prompt = read_prompt(text, [*ALL, MIKU], weights)
+        assert (prompt.text, list(prompt.strengths)) == (said, ["miku (v)"])
+
+
+def test_without_weights_a_backslash_before_a_parenthesis_is_none():
+    assert read_prompt(r"\(a\) \o/ (b:1.2)", ALL).text == r"(a) \o/ (b:1.2)"
+    assert read_prompt(r"\(a\) \o/ (b:1.2)", ALL, weights=True).text == r"\(a\) \o/ (b:1.2)"
 
 
 @pytest.mark.parametrize(

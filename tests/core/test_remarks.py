@@ -50,9 +50,22 @@ def test_noise_is_not_taken_for_a_rise():
     assert not [note for note in told(curve(1.0, 0.95, noise=0.5)).values() if "risen" in note]
 
 
-def test_a_short_training_is_not_judged():
-    rising = curve(0.5, 1.0, steps=16)
-    assert told(rising, SETTINGS.with_(steps=16)) == {} and remarks.at_end(rising, SETTINGS) == ""
+@pytest.mark.parametrize("steps", [2, 3, 16, 19])
+def test_a_short_training_is_told_as_what_may_be_chance(steps: int):
+    rising = curve(0.5, 1.0, steps=steps)
+    assert told(rising, SETTINGS.with_(steps=steps)) == {}
+    first, last = remarks.first_and_last(rising)
+    said = f"The last loss ({last:.4f}) is above the first ({first:.4f}), which may be chance in {steps} steps: look at"
+    assert remarks.at_end(rising, SETTINGS).startswith(said)
+    assert remarks.at_end(rising[::-1], SETTINGS) == remarks.at_end([0.5] * steps, SETTINGS) == ""
+
+
+def test_the_ends_of_a_curve_never_overlap():
+    assert remarks.first_and_last([3.0]) == (3, 3) and remarks.first_and_last([1.0, 2.0]) == (1, 2)
+    assert remarks.first_and_last([1.0, 5.0, 2.0]) == (1, 2)
+    assert remarks.first_and_last([1.0] * 10 + [2.0] * 10) == (1, 2)
+    assert remarks.first_and_last([1.0] * 30 + [9.0] * 240 + [2.0] * 30) == (1, 2)
+    assert remarks.first_and_last([]) == (0, 0)
 
 
 def test_a_last_loss_above_the_first_is_told_at_the_end():

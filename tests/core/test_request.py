@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,10 +12,11 @@ from seqlora.diffusion.model import NO_TRIGGERS
 from seqlora.errors import SeqLoRAError
 from seqlora.library.manifest import MAX_TEXT, Base, Record
 from seqlora.library.store import Library
+from seqlora.settings import method_settings
 from seqlora.training.encoding import seen_captions
 from seqlora.training.progress import run_to_end
-from seqlora.training.remarks import of_base, of_words
-from seqlora.training.request import check_request, fit_pictures, prepare_captions
+from seqlora.training.remarks import of_base, of_shared, of_words
+from seqlora.training.request import TrainingRequest, check_request, fit_pictures, prepare_captions
 from seqlora.training.train import train_steps
 from tests.support.small import QUICK, SmallModel, small_library, small_pictures, small_request
 
@@ -204,6 +207,25 @@ def test_words_that_will_cause_trouble_are_remarked_on(words: dict, others: list
     assert len(remarks) == len(said) and all(part in remark for part, remark in zip(said, remarks, strict=True))
 
 
+def test_one_trigger_for_concepts_that_are_used_together_is_told():
+    twins = [record("zorv", "dog"), replace(record("Zorv", "cat"), name="tom"), replace(record("mivu", "owl"), name="owl")]
+    assert of_shared(twins) == "rex and tom have one trigger, 'zorv': in a prompt it means all of them."
+    learned = [replace(one, settings={"trigger_vectors": count}) for one, count in zip(twins, (2, 4, 1), strict=True)]
+    assert of_shared(learned) == (
+        "rex and tom have one trigger, 'zorv': in a prompt it means all of them with the vectors of tom."
+    )
+    assert of_shared(twins[1:]) == of_shared([]) == ""
+
+
+def test_a_trigger_with_vectors_that_another_has_too_is_told(tmp_path):
+    rex = replace(record("zorv", "dog"), settings={"trigger_vectors": 2})
+    said = of_words(small_request("a", **ZORV), [rex])
+    assert said == [
+        "The trigger 'zorv' is that of concept 'rex' already: in a prompt it means both, with the vectors of the one that was "
+        "taught last. Give each its own."
+    ]
+
+
 def test_a_remark_is_told_before_and_kept(tmp_path):
     library = small_library(tmp_path / "pets", SmallModel())
     told = []
@@ -247,6 +269,74 @@ def test_whatever_decides_the_result_makes_another_request(tmp_path, part: str):
         run_to_end(train_steps(library, small_request("bird"), QUICK, other))
     anew = run_to_end(train_steps(library, small_request("bird"), QUICK, other, replace=True))
     assert not anew.reused and anew.library.names == ["cat", "dog", "bird"]
+
+
+def turned(request: TrainingRequest) -> list[torch.Tensor]:
+    return [request.pictures[0].transpose(0, 1).contiguous(), *request.pictures[1:]]
+
+
+def a_shade_brighter(request: TrainingRequest) -> list[torch.Tensor]:
+    picture = (request.pictures[0] * 255).round() / 255
+    picture[3, 4, 0] += 1 / 255 if picture[3, 4, 0] < 1 else -1 / 255
+    return [picture, *request.pictures[1:]]
+
+
+GIVEN = {"captions": ["a zyxbird (thing)", "zyxbird", ""]}
+SAME = {
+    "a caption with a space behind it": ({"captions": ["a zyxbird (thing) ", "zyxbird", " "]}, QUICK),
+    "a caption with invisible characters": ({"captions": ["\ufeffa zyx\u200bbird (thing)", "zyxbird\n", "\u200b"]}, QUICK),
+    "parentheses as prompts have them": ({"captions": [r"a zyxbird \(thing\)", "zyxbird", ""]}, QUICK),
+    "the default caption written out": ({"captions": [*GIVEN["captions"][:2], "a photo of zyxbird thing"]}, QUICK),
+    "a class word with spaces around it": ({"class_word": " thing\t"}, QUICK),
+    "a seed as a float": ({}, QUICK.with_(seed=0.0)),
+    "a rate for vectors where there are none": ({}, QUICK.with_(trigger_learning_rate=0.5)),
+}
+OTHERWISE = {
+    "the pictures in another order": (lambda r: {"pictures": r.pictures[::-1]}, QUICK, "pictures or captions"),
+    "a picture on its side": (lambda r: {"pictures": turned(r)}, QUICK, "pictures or captions"),
+    "one pixel a shade brighter": (lambda r: {"pictures": a_shade_brighter(r)}, QUICK, "pictures or captions"),
+    "a picture more": (lambda r: {"pictures": small_pictures(0, 4), "captions": ()}, QUICK, "pictures or captions"),
+    "captions in another order": (lambda r: {"captions": r.captions[::-1]}, QUICK, "pictures or captions"),
+    "a caption in capitals": (lambda r: {"captions": ["A Zyxbird (thing)", "zyxbird", ""]}, QUICK, "pictures or captions"),
+    "a trigger in capitals": (lambda r: {"trigger": "Zyxbird"}, QUICK, "pictures or captions and trigger"),
+    "another class word": (lambda r: {"class_word": "bird"}, QUICK, "pictures or captions and class word"),
+    "another seed": (lambda r: {}, QUICK.with_(seed=1), "settings"),
+    "another method": (lambda r: {}, method_settings("lora", QUICK), "settings"),
+}
+
+
+@pytest.fixture(scope="module")
+def with_bird(tmp_path_factory) -> Library:
+    """A library in which `bird` was taught with captions, and another concept after it."""
+    library, model = small_library(tmp_path_factory.mktemp("same") / "pets", SmallModel()), SmallModel()
+    for request in (small_request("bird", **GIVEN), small_request("elk", 5)):
+        library = run_to_end(train_steps(library, request, QUICK, model)).library
+    return library
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_what_means_the_same_is_found_again(with_bird, what: str):
+    """Whatever else the library holds by now."""
+    changes, settings = SAME[what]
+    again = run_to_end(train_steps(with_bird, small_request("bird", **{**GIVEN, **changes}), settings, SmallModel()))
+    assert again.reused and again.library.names == ["cat", "dog", "bird", "elk"]
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_what_means_something_else_is_not(with_bird, what: str):
+    changes, settings, part = OTHERWISE[what]
+    request = small_request("bird", **GIVEN)
+    with pytest.raises(SeqLoRAError, match=f"has a concept 'bird' already, taught with another {part}; choose another name"):
+        run_to_end(train_steps(with_bird, replace(request, **changes(request)), settings, SmallModel()))
+
+
+def test_a_concept_that_was_removed_and_taught_otherwise_is_not_the_one_before(tmp_path):
+    library, model = small_library(tmp_path / "pets", SmallModel()), SmallModel()
+    with library.writing() as writer:
+        library = writer.remove("cat")
+    other = run_to_end(train_steps(library, small_request("cat", 7), QUICK, model))
+    with pytest.raises(SeqLoRAError, match="taught with another pictures or captions"):
+        run_to_end(train_steps(other.library, small_request("cat", 0), QUICK, model))
 
 
 def test_a_taken_name_says_in_what_the_request_differs(tmp_path):

@@ -74,6 +74,12 @@ def test_what_is_left_to_the_model_is_what_suits_its_family():
     assert Settings().resolved("demo").basis_learning_rate == 6e-3
 
 
+def test_a_number_of_the_same_value_is_the_same_setting():
+    """A seed that comes as a float, a rate that comes as a whole number."""
+    same = Settings(steps=12.0, seed=1.0, learning_rate=1, interference_weight=0)  # type: ignore[arg-type]
+    assert repr(same) == repr(Settings(steps=12, seed=1, learning_rate=1.0, interference_weight=0.0))
+
+
 def test_what_is_chosen_stays():
     chosen = Settings(steps=7, learning_rate=1e-2, basis_learning_rate=0.0)
     assert chosen.automatic == ("batch_size",)

@@ -98,6 +98,7 @@ class SmallModel:
 
     layout = {"family": "other"}
     parts: dict[str, str] = {}
+    remark = ""
     family = "other"
     text_encoders: Sequence[str] = ()
     generic_captions = ("a dog", "a cat", "a house", "a tree")

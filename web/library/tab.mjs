@@ -184,7 +184,7 @@ class Tab {
       type: 'button', class: 'seqlora-copy', title: this.t('library.copy'), 'data-key': `copy ${library}/${name}`,
       'aria-label': this.t('library.copyOf', { trigger }),
       onclick: () => this.#try(async () => {
-        await copy(trigger)
+        await copy(trigger.replace(/[()]/g, '\\$&')) // as a prompt must have them: parentheses alone are weights there
         this.status.textContent = this.t('library.copied', { trigger })
         button.classList.add('seqlora-copied')
         button.lastChild.replaceWith(icon('check'))
