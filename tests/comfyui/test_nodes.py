@@ -39,12 +39,6 @@ def trained(host: object, tmp_path_factory: pytest.TempPathFactory):
     return cache(lambda family: run_in_host("training.py", family, tmp_path_factory.mktemp(family), timeout=1200))
 
 
-@pytest.fixture(scope="module")
-def applied(host: object, tmp_path_factory: pytest.TempPathFactory):
-    """What tests/comfyui/hostscripts/applying.py reports, once for each family."""
-    return cache(lambda family: run_in_host("applying.py", family, tmp_path_factory.mktemp(f"{family}-applied"), timeout=600))
-
-
 @pytest.mark.parametrize("family", TAUGHT)
 def test_thirty_steps_lower_the_loss_on_fixed_noise(trained, family: str):
     assert trained(family)["with_concept"] <= 0.7 * trained(family)["bare"]
@@ -85,7 +79,7 @@ def test_the_same_request_is_found_again(trained, family: str):
     assert trained(family)["overlap"] <= 1e-5
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_concept_alone_is_what_the_hosts_own_loader_makes_of_its_file(applied, family: str):
     assert applied(family)["changed"] > 1e-4 and applied(family)["both_differ"] > 0.1
     assert applied(family)["against_host"] <= 1e-5
