@@ -11,8 +11,11 @@ from pathlib import Path
 
 from ..api import load_model
 from ..io.pictures import read_folder
+from ..library.manifest import Manifest
 from ..library.store import Library
+from ..library.writer import MANIFEST
 from ..settings import LIBRARY_OPTIONS, OPTIONS, settings_of
+from ..training.plan import plan
 from ..training.progress import Phase, Progress, run_to_end
 from ..training.request import TrainingRequest, check_request
 from ..training.result import describe_result
@@ -36,6 +39,7 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--class-word", default="", help="what kind of thing it is, such as 'dog'")
     with_options(sub, LIBRARY_OPTIONS.values())
     sub.add_argument("--size", type=whole(16, 16384), help="shorter side of the pictures; the model's own if not given")
+    sub.add_argument("--plan", action="store_true", help="only say what it will take: time, memory, disk; writes nothing")
     with_options(sub, FLAGS)
 
 
@@ -55,6 +59,12 @@ def train(args: argparse.Namespace) -> None:
         print(f"seqlora: {line}", file=sys.stderr)
     lesson = TrainingRequest(args.name or args.images.name, args.trigger, args.class_word, found.images, found.captions)
     lesson = check_request(lesson)  # before there is a library for it
+    if args.plan:
+        made_for = Manifest(args.rank, args.capacity, args.targets)
+        there = (args.library / MANIFEST).exists()
+        library = Library.open(args.library) if there else Library(args.library, made_for)
+        print(*plan(library, lesson, settings, model).lines(), sep="\n")
+        return
     library = Library.create(args.library, args.rank, args.capacity, args.targets)
     steps = train_steps(library, lesson, settings, model, run.checkpoint_minutes, run.replace)
     with log_to_stderr(), ControlC() as pressed:

@@ -27,19 +27,32 @@ def prior_file(library: Library, binding: str) -> Path:
     return library.path.resolve().parent / FOLDER / f"prior-{binding[:16]}.safetensors"
 
 
+def _binding(model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]) -> str:
+    return request_hash(model.fingerprint, model.parts, layer_shapes(layers), model.generic_captions, list(shape))
+
+
+def known_prior(library: Library, model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]) -> Moments | None:
+    """As a training beside this library has measured it."""
+    binding = _binding(model, layers, shape)
+    file = prior_file(library, binding)
+    with suppress(SeqLoRAError, KeyError, TypeError, ValueError):
+        header, tensors = read_bound(file, binding)
+        prior = moments_of(tensors, header, layer_shapes(layers), felt=True)  # checked: a file can be forged
+        with suppress(OSError):
+            file.touch()  # the last one used goes last
+        return prior
+    return None
+
+
 def measured_prior(
     library: Library, model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]
 ) -> TrainingSteps[Moments]:
     """The prior of a base model, measured unless a training beside this library has done so. `shape` is that of the latents."""
-    shapes = layer_shapes(layers)
-    binding = request_hash(model.fingerprint, model.parts, shapes, model.generic_captions, list(shape))
+    known = known_prior(library, model, layers, shape)
+    if known is not None:
+        return known
+    binding = _binding(model, layers, shape)
     file = prior_file(library, binding)
-    with suppress(SeqLoRAError, KeyError, TypeError, ValueError):
-        header, tensors = read_bound(file, binding)
-        prior = moments_of(tensors, header, shapes, felt=True)  # checked: a file can be forged
-        with suppress(OSError):
-            file.touch()  # the last one used goes last
-        return prior
     uncond, *generic = model.encode_captions(["", *model.generic_captions])
     prior = yield from measure_prior(model.denoiser, layers, shape, generic, uncond)
     with suppress(SeqLoRAError, OSError):  # a disk that is full will tell when it matters

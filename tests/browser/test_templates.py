@@ -37,7 +37,6 @@ def test_wires_run_from_left_to_right_and_notes_use_no_code(path: Path):
 
 @each
 @pytest.mark.host
-@pytest.mark.exhaustive  # alone: in a host where other workflows have run, what they left in the page changes sizes of nodes
 def test_no_node_lies_over_another_nor_under_the_minimap(host_editor: Editor, path: Path):
     page = host_editor.page
     host_editor.set("Comfy.Minimap.Visible", True)

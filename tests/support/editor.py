@@ -80,8 +80,8 @@ class Editor:
         self.settle()
 
     def clear(self) -> None:
-        """An empty workflow, no message left over, and no problem remembered."""
-        self.page.evaluate("() => window.app.extensionManager.toast.removeAll()")
+        """An empty workflow, no message left over, no pictures on nodes to come, and no problem remembered."""
+        self.page.evaluate("() => { window.app.extensionManager.toast.removeAll(); window.app.clean() }")
         self.load({"nodes": [], "links": [], "version": 0.4})
         self.look_at()
         self.problems.clear()
