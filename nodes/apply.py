@@ -12,7 +12,7 @@ from ..seqlora.lora.compose import parse_selection
 from ..seqlora.prompt.grammar import read_prompt
 from ..seqlora.training.remarks import of_base, of_shared
 from . import host
-from .library import LibraryHandle, LibraryType, triggers_of
+from .library import LibraryHandle, LibraryType, remark_on_triggers, triggers_of
 
 MOST = 10.0  # strength, either way
 
@@ -47,7 +47,10 @@ class ApplyComposed(io.ComfyNode):
                     tooltip="Multiplies the strengths of all concepts. They were taught for 1.",
                 ),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="Handed on as it is, so that this node fits where a LoRA loader was."
+                    "clip",
+                    optional=True,
+                    tooltip="The model's text encoder. Where concepts have learned vectors for their triggers, prompts need "
+                    "the one that comes out of this node.",
                 ),
                 io.String.Input(
                     "prompt",
@@ -59,7 +62,7 @@ class ApplyComposed(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the concepts."),
-                io.Clip.Output(tooltip="The text encoder, unchanged."),
+                io.Clip.Output(tooltip="The text encoder, for which learned triggers mean what was learned."),
                 io.String.Output("triggers", tooltip="One line for each concept in use: its name, trigger and class word."),
                 io.String.Output("text", tooltip="The prompt with triggers and class words in place of names."),
             ],
@@ -79,10 +82,12 @@ class ApplyComposed(io.ComfyNode):
         records = [opened.find(name) for name in selection]
         triggers = triggers_of(records)
         if selection and strength:
-            remarks = (of_base(library.name, opened.base, *host.fingerprints(model)), of_shared(records))
+            missing = remark_on_triggers(clip, opened.triggers(selection))
+            remarks = (of_base(library.name, opened.base, *host.fingerprints(model)), of_shared(records), missing)
             if any(remarks):
                 host.remark(cls.hidden.unique_id, " ".join(filter(None, remarks)))
             model = host.apply_adapter(model, opened.compose(selection), strength)
+            clip = clip if clip is None else host.with_own_words(clip, opened.triggers(selection))
         return io.NodeOutput(model, clip, triggers, said.text if said else "")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from comfy_api.latest import io, ui
 
-from ..seqlora.library.export import DTYPES, FORMATS, export_composed
+from ..seqlora.library.export import DTYPES, FORMATS, export_composed, export_embeddings
 from ..seqlora.lora.compose import parse_selection
 from . import host
 from .library import LibraryHandle, LibraryType
@@ -19,7 +19,8 @@ class ExportLoRA(io.ComfyNode):
             node_id="SeqLoRA_ExportLoRA",
             display_name="Export Composed LoRA",
             category="SeqLoRA/library",
-            description="Writes any concepts of a library as one LoRA file to output/loras, for other programs or to share.",
+            description="Writes any concepts of a library as one LoRA file to output/loras, for other programs or to share. "
+            "What concepts have learned for their triggers goes to output/embeddings.",
             search_aliases=["save lora", "merge loras", "convert lora"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -56,9 +57,14 @@ class ExportLoRA(io.ComfyNode):
         selection = parse_selection(concepts, opened.names)
         path, name = host.next_lora_path(filename_prefix)
         export_composed(opened, selection, path, format, dtype)
-        _written.setdefault((concepts, filename_prefix, format, dtype), []).append(path)
-        host.say(cls.hidden.unique_id, f"output/loras/{name}")
-        return io.NodeOutput(name, ui=ui.PreviewText(f"output/loras/{name}"))
+        embeddings = export_embeddings(opened, selection, host.embeddings_folder(name))
+        _written.setdefault((concepts, filename_prefix, format, dtype), []).extend([path, *embeddings])
+        learned = [opened.find(concept).trigger for concept in selection if opened.vectors(concept)]
+        shown = [f"output/loras/{name}"]
+        for trigger, file in zip(learned, embeddings, strict=True):
+            shown.append(f"instead of {trigger} write embedding:{file.parent.name}/{file.stem}")
+        host.say(cls.hidden.unique_id, "\n".join(shown))
+        return io.NodeOutput(name, ui=ui.PreviewText("\n".join(shown)))
 
     @classmethod
     def fingerprint_inputs(

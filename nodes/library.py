@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -13,6 +14,7 @@ from ..seqlora.io.text import literal
 from ..seqlora.library.manifest import Record
 from ..seqlora.library.store import Library
 from ..seqlora.library.writer import MANIFEST
+from ..seqlora.lora.types import Triggers
 from ..seqlora.settings import LIBRARY_OPTIONS
 from . import host
 from .inputs import option_inputs
@@ -55,6 +57,16 @@ def tell_changed(name: str) -> None:
 def triggers_of(records: Iterable[Record]) -> str:
     """A line each, with what is to be written in a prompt of the host."""
     return "\n".join(f"{record.name}: {literal(record.subject)}" for record in records)
+
+
+def remark_on_triggers(clip: Any, triggers: Triggers) -> str:
+    """What should be known where concepts with these learned triggers are used with this CLIP, or none; "" for nothing."""
+    if triggers and clip is None:
+        words = ", ".join(f"'{word}'" for word in triggers)
+        return f"What was learned for {words} is only in prompts whose text encoder comes from this node: connect clip."
+    if triggers and host.with_own_words(clip, triggers) is clip:
+        return "This text encoder does not take what was learned for the triggers; connect the one that belongs to the model."
+    return ""
 
 
 class CreateLibrary(io.ComfyNode):

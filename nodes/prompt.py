@@ -10,7 +10,7 @@ from ..seqlora.prompt.grammar import read_prompt
 from ..seqlora.prompt.regions import Region
 from ..seqlora.training.remarks import of_base, of_shared
 from . import host
-from .library import LibraryHandle, LibraryType
+from .library import LibraryHandle, LibraryType, remark_on_triggers
 from .regions import RegionsType, encode_with_regions
 
 
@@ -72,10 +72,11 @@ class ConceptPrompt(io.ComfyNode):
         else:
             if active:
                 model = host.apply_adapter(model, opened.compose(active), 1.0)
-            encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(said)) for said in (prompt.text, against.text)]
+            reads = host.with_own_words(clip, opened.triggers(active))
+            encoded = [reads.encode_from_tokens_scheduled(reads.tokenize(said)) for said in (prompt.text, against.text)]
         concepts = "\n".join(f"{name}: {strength:g}" for name, strength in active.items())
-        shared = of_shared([opened.find(name) for name in active])
-        shown = "\n".join(filter(None, (concepts or "no concept is named", prompt.text, remark, shared)))
+        remarks = (remark, of_shared([opened.find(name) for name in active]), remark_on_triggers(clip, opened.triggers(active)))
+        shown = "\n".join(filter(None, (concepts or "no concept is named", prompt.text, *remarks)))
         host.say(cls.hidden.unique_id, shown)
         return io.NodeOutput(model, *encoded, concepts, ui=ui.PreviewText(shown))
 

@@ -88,6 +88,7 @@ def encode_with_regions(
     said = [read_prompt(region.text, opened.concepts, weights=True) for region in regions]
     strengths = _strengths(prompt, said)
     active = {name: strength for name, strength in strengths.items() if strength}
+    clip = host.with_own_words(clip, opened.triggers(active))
     members = [[i for i, part in enumerate(said) if name in part.strengths] for name in active]
     positive, lengths = host.join_texts(
         clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text)), [host.encode_words(clip, part.text) for part in said]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from .apply import apply_adapter
 from .denoiser import Caption, HostDenoiser
 from .folders import (
+    embeddings_folder,
     hidden_remark,
     input_folder,
     input_folders,
@@ -21,6 +22,7 @@ from .folders import (
 from .gradients import without_inference_mode
 from .identity import fingerprint, fingerprints
 from .model import HostModel, has_accelerator, training_model
+from .own_words import with_own_words
 from .progress import Interrupted, add_routes, remark, run_with_progress, say, send
 from .regions import Regions, check_model, encode_words, join_texts, lengthened
 
@@ -33,6 +35,7 @@ __all__ = [
     "add_routes",
     "apply_adapter",
     "check_model",
+    "embeddings_folder",
     "encode_words",
     "fingerprint",
     "fingerprints",
@@ -54,4 +57,5 @@ __all__ = [
     "say",
     "send",
     "training_model",
+    "with_own_words",
 ]

@@ -117,14 +117,18 @@ class DemoTokenizer:
     """The demo model's tokenizer as the host wants it: `text` -> {"micro": [[(word id, weight), ...]]}."""
 
     def __init__(self, tokenizer: micro.Tokenizer):
-        self.tokenizer = tokenizer
+        def ids(text: str) -> dict[str, list[Any]]:
+            return {"input_ids": [tokenizer.word_id(word) for word in tokenizer.split(text)]}
+
+        # As the host's own hold theirs, one for each text encoder.
+        self.micro = SimpleNamespace(tokenizer=ids, tokens_start=0, tokenizer_adds_end_token=False)
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, list]:
         words = []
         for part, weight in comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0):
             part = comfy.sd1_clip.unescape_important(part)
-            words += [(word, weight) for word in self.tokenizer.split(part)]
-        tokens = [(self.tokenizer.word_id(word), weight, i + 1) for i, (word, weight) in enumerate(words)][: micro.MAX_WORDS]
+            words += [(word, weight) for word in self.micro.tokenizer(part)["input_ids"]]
+        tokens = [(word, weight, i + 1) for i, (word, weight) in enumerate(words)][: micro.MAX_WORDS]
         tokens += [(0, 1.0, 0)] * (micro.MAX_WORDS - len(tokens))
         return {"micro": [tokens if return_word_ids else [token[:2] for token in tokens]]}
 
@@ -143,11 +147,29 @@ class DemoTextModel(nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
         super().__init__()
         self.text = text
 
+    @property
+    def micro(self) -> DemoTextModel:
+        """The host's own models hold their encoders under such names."""
+        return self
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text.embedding
+
     def gen_empty_tokens(self, special_tokens: dict[str, int], length: int) -> list[int]:
         return [special_tokens["pad"]] * length
 
-    def encode(self, tokens: list[list[int]]) -> tuple[Tensor, None]:
-        return self.text(torch.tensor(tokens, device=self.text.position.device)), None
+    def encode(self, tokens: list[list[Any]]) -> tuple[Tensor, None]:
+        return self.text(*self._read(tokens)), None
+
+    def process_tokens(self, tokens: list[list[Any]], device: torch.device) -> tuple[Tensor]:
+        return (self.text.embed(*self._read(tokens)),)
+
+    def _read(self, tokens: list[list[Any]]) -> tuple[Tensor, list[tuple[int, int, Tensor]]]:
+        """Ids, and the vectors that stand in their places, as `TextEncoder` takes them."""
+        ids = [[0 if isinstance(word, Tensor) else word for word in words] for words in tokens]
+        placed = ((row, place, word) for row, words in enumerate(tokens) for place, word in enumerate(words))
+        own = [found for found in placed if isinstance(found[2], Tensor)]
+        return torch.tensor(ids, device=self.text.position.device), own
 
     def encode_token_weights(self, token_weight_pairs: dict[str, list]) -> tuple[Tensor, None]:
         return super().encode_token_weights(token_weight_pairs["micro"])

@@ -32,6 +32,11 @@ class Caption:
     encoded: dict[str, Any]
     inputs: dict[tuple[int, ...], dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def learning(self) -> bool:
+        """Whether the text has a gradient."""
+        return any(isinstance(part, Tensor) and part.requires_grad for part in self.encoded.values())
+
 
 class HostDenoiser:
     """`objective.Denoiser` over any model of the host, by its own `model_sampling` and `apply_model`."""
@@ -99,28 +104,29 @@ class HostDenoiser:
         }
         return self.model.apply_model(x, sigma, **joined, transformer_options=options)
 
-    @torch.no_grad()
     def inputs_for(self, caption: Caption, x: Tensor) -> dict[str, Any]:
         """What the model's own sampler would make of the caption, for one sample."""
         shape = tuple(x.shape[1:])
         if shape not in caption.inputs:
-            empty = torch.zeros(1, *shape, device=self.device)
-            encoded = comfy.samplers.encode_model_conds(
-                self.model.extra_conds,
-                [caption.encoded],
-                empty,
-                self.device,
-                "positive",
-                latent_image=empty,
-                denoise_mask=None,
-                seed=0,
-                latent_shapes=[empty.shape],
-            )
-            conds = encoded[0]["model_conds"].items()
-            caption.inputs[shape] = {
-                key: value.process_cond(batch_size=1, area=None, device=self.device) for key, value in conds
-            }
+            with torch.set_grad_enabled(caption.learning):
+                caption.inputs[shape] = self._inputs_of(caption, shape)
         return caption.inputs[shape]
+
+    def _inputs_of(self, caption: Caption, shape: tuple[int, ...]) -> dict[str, Any]:
+        empty = torch.zeros(1, *shape, device=self.device)
+        encoded = comfy.samplers.encode_model_conds(
+            self.model.extra_conds,
+            [caption.encoded],
+            empty,
+            self.device,
+            "positive",
+            latent_image=empty,
+            denoise_mask=None,
+            seed=0,
+            latent_shapes=[empty.shape],
+        )
+        conds = encoded[0]["model_conds"].items()
+        return {key: value.process_cond(batch_size=1, area=None, device=self.device) for key, value in conds}
 
     def load(self) -> None:
         """Brings the whole model to its device, pushing others out; a model in parts would be cut up between two passes."""

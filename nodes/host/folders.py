@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +20,14 @@ from ...seqlora.io.names import checked_name, collision_key
 from ...seqlora.library.writer import MANIFEST
 
 FOLDER = "seqlora"
+EMBEDDINGS = "embeddings"
 logger = logging.getLogger("seqlora")
 
 
 def register_folder() -> None:
-    """Makes `models/seqlora` known, before what extra_model_paths.yaml names, but for places that are marked is_default."""
+    """Makes `models/seqlora` known, before what extra_model_paths.yaml names, but for places that are marked is_default; and
+    `output/embeddings`, to which exports go, as the host itself does with `output/loras`."""
+    folder_paths.add_model_folder_path(EMBEDDINGS, str(Path(folder_paths.get_output_directory()) / EMBEDDINGS))
     own = str(Path(folder_paths.models_dir) / FOLDER)
     # An unknown key starts with an empty set of extensions, which means every file to the host.
     places, extensions = folder_paths.folder_names_and_paths.setdefault(FOLDER, ([], set()))
@@ -120,6 +124,11 @@ def next_lora_path(prefix: str) -> tuple[Path, str]:
         ) from error
     file = f"{name}_{number:05}.safetensors"
     return Path(folder) / file, (Path(subfolder) / file).as_posix()
+
+
+def embeddings_folder(lora: str) -> Path:
+    """Where the embeddings that belong to a LoRA go, by its name as loaders list it: there `embedding:` finds them."""
+    return Path(folder_paths.get_output_directory()) / EMBEDDINGS / re.sub(r"\s", "_", lora.removesuffix(".safetensors"))
 
 
 def preview_folder() -> tuple[Path, dict[str, str]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...seqlora.diffusion.fingerprint import some_values, weights_hash
+from .own_words import own_words_hash
 
 
 def parts_of(model: Any, clip: Any, vae: Any) -> dict[str, str]:
@@ -18,7 +19,7 @@ def parts_of(model: Any, clip: Any, vae: Any) -> dict[str, str]:
     return {
         "model": weights_hash(_own_weights(model), _patches(model) + _replaced(model)),
         "sampling": _sampling(model),
-        "text encoder": _weights(clip, "cond_stage_model", *how, _patches(clip)),
+        "text encoder": _weights(clip, "cond_stage_model", *how, _patches(clip), *own_words_hash(clip)),
         "VAE": _weights(vae, "first_stage_model"),
     }
 

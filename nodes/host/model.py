@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import comfy.ldm.modules.attention
@@ -38,6 +39,8 @@ from .demo_model import DemoConfig
 from .denoiser import Caption, HostDenoiser
 from .gradients import checkpointed, clone_norm_inputs, plain_operations, without_inference_mode
 from .identity import fingerprint, parts_of
+from .learning_text import LearningText
+from .own_words import encoders_of
 
 DRAWING_STEPS = 12  # of a preview
 
@@ -125,11 +128,10 @@ def _let_go(patcher: Any) -> None:
 class HostModel:
     """The core's `Model` over the host's MODEL, CLIP and VAE."""
 
-    text_encoders: Sequence[str] = ()
-
     def __init__(self, patcher: Any, original: Any, clip: Any, vae: Any):
         self.patcher, self.clip, self.vae = patcher, clip, vae
         self.denoiser = HostDenoiser(patcher)
+        self.text_encoders: Sequence[str] = list(encoders_of(clip))
         base = patcher.model
         self.layout = layout_from_native(key for key in base.state_dict() if key.startswith("diffusion_model."))
         self.fingerprint = fingerprint(original)
@@ -161,25 +163,33 @@ class HostModel:
         return latents
 
     def own_vectors(self, word: str, count: int) -> Vectors:
-        return {}
+        return self._learning_text.own_vectors(word, count)
 
     def encode_captions(self, captions: Sequence[str], triggers: Triggers = NO_TRIGGERS) -> list[Caption]:
-        self.denoiser.rest()
         known: dict[str, Caption] = {}
         for text in dict.fromkeys(captions):
-            with torch.inference_mode():
-                encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(literal(text)))
-            options = comfy.sampler_helpers.convert_cond(encoded[:1])[0]
+            options = comfy.sampler_helpers.convert_cond(self._encode(literal(text), triggers)[:1])[0]
             known[text] = Caption(without_inference_mode(options | self._extra))
         return [known[text] for text in captions]
 
-    def draw(self, prompts: Sequence[str], seed: int) -> list[Tensor]:
+    def _encode(self, text: str, triggers: Triggers) -> Any:
+        if triggers and self.text_encoders:
+            return self._learning_text.encode(text, triggers)
+        self.denoiser.rest()
+        with torch.inference_mode():
+            return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    @cached_property
+    def _learning_text(self) -> LearningText:
+        return LearningText(self.clip, self.denoiser.rest)
+
+    def draw(self, prompts: Sequence[str], seed: int, triggers: Triggers = NO_TRIGGERS) -> list[Tensor]:
         """A picture (h, w, 3) in 0..1 for each prompt by the host's own sampler, all from one noise and as large as the first
-        training picture, with whatever is attached to the layers."""
+        training picture, with whatever is attached to the layers and stands for these triggers."""
         latent, drawn = torch.zeros(1, *self._shape), []
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            *positive, negative = [self._conditioning(text) for text in (*prompts, "")]
+            negative, positive = self._conditioning(""), [self._conditioning(text, triggers) for text in prompts]
             self.denoiser.load()  # encoding may have pushed it out; and the host's sampler is content with a part of it
             method, schedule = "euler", "simple" if self.denoiser.flow else "normal"
             how = (DRAWING_STEPS, self._guidance(), method, schedule)
@@ -192,17 +202,14 @@ class HostModel:
                 pictures = [self.vae.decode(samples) for samples in drawn]
         return [picture.reshape(-1, *picture.shape[-3:])[0].float().cpu().clone() for picture in pictures]
 
-    def _conditioning(self, text: str) -> list[Any]:
-        """As a prompt node gives it, and for models with distilled guidance as one that sets it. Encoded once: a large text
-        encoder pushes the model out."""
-        if text not in self._prompts:
-            with torch.inference_mode():
-                encoded = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-            extra = {"guidance": 3.5} if self._extra else {}
-            self._prompts[text] = [
-                [without_inference_mode(cond), without_inference_mode(options) | extra] for cond, options in encoded
-            ]
-        return self._prompts[text]
+    def _conditioning(self, text: str, triggers: Triggers = NO_TRIGGERS) -> list[Any]:
+        """As a prompt node gives it, and for models with distilled guidance as one that sets it. Encoded once where nothing is
+        learned of it: a large text encoder pushes the model out."""
+        if not triggers and text in self._prompts:
+            return self._prompts[text]
+        encoded, extra = self._encode(text, triggers), {"guidance": 3.5} if self._extra else {}
+        found = [[without_inference_mode(cond), without_inference_mode(options) | extra] for cond, options in encoded]
+        return found if triggers else self._prompts.setdefault(text, found)
 
     def _guidance(self) -> float:
         """The usual cfg of this kind of model."""

@@ -49,10 +49,12 @@ class Previews:
         self._drawn = progress.step
         try:
             subjects = [self._own]
-            for record in Library.open(self.path).concepts[-1:]:  # it cannot change: the training is its one writer
+            library = Library.open(self.path)
+            for record in library.concepts[-1:]:  # it cannot change: the training is its one writer
                 subjects.append((record.name, default_prompt(record)))
+            triggers = {**library.triggers(library.names[-1:]), **progress.snapshot.triggers()}
             with progress.snapshot.all_active():
-                drawn = self.model.draw([prompt for _, prompt in subjects], SEED)
+                drawn = self.model.draw([prompt for _, prompt in subjects], SEED, triggers)
             pictures = [
                 {"concept": name, "prompt": prompt, "seed": SEED, "image": self._save(picture, progress.step, number)}
                 for number, ((name, prompt), picture) in enumerate(zip(subjects, drawn, strict=True))

@@ -76,11 +76,11 @@ def word_pattern(word: str) -> re.Pattern[str]:
 
 def split_at_words(text: str, words: Iterable[str]) -> list[tuple[str, str]]:
     """The text in parts: (what stands before a word, the word as given), and at the end (the rest, ""). Longer words first."""
-    known = {word.casefold(): word for word in words}
-    patterns = [word_pattern(word).pattern for word in sorted(known, key=len, reverse=True)]
+    known = sorted({word.casefold(): word for word in words}.values(), key=len, reverse=True)
+    pattern = "|".join(f"({word_pattern(word).pattern})" for word in known)
     parts, start = [], 0
-    for found in re.finditer("|".join(patterns), text, re.IGNORECASE) if patterns else ():
-        parts.append((text[start : found.start()], known[found[0].casefold()]))
+    for found in re.finditer(pattern, text, re.IGNORECASE) if known else ():
+        parts.append((text[start : found.start()], known[(found.lastindex or 1) - 1]))
         start = found.end()
     return [*parts, (text[start:], "")]
 

@@ -11,6 +11,9 @@ from tests.support.prompts import teaching
 
 pytestmark = pytest.mark.host
 QUICK = {"steps": 3, "batch_size": 1, "method": "lora", "preview_every": 0}
+# Nothing of the base model is measured.
+LEARNED = {"steps": 3, "batch_size": 1, "preview_every": 0, "trigger_vectors": 2, "trigger_learning_rate": 0.2}
+LEARNED |= {"basis_init": "random", "interference_weight": 0.0, "co_training": "modular"}
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +53,17 @@ def named(server: HostServer, library: Library, text: str, negative: str = "") -
     return drawn(server, graph, ["prompt", 0], ["prompt", 1], ["prompt", 2])
 
 
-def by_hand(server: HostServer, library: Library, concepts: str, text: str, negative: str = "") -> bytes:
+def by_hand(
+    server: HostServer, library: Library, concepts: str, text: str, negative: str = "", clip: tuple[str, int] = ("demo", 1)
+) -> bytes:
+    """`clip` is where prompts take the text encoder from."""
     inputs = {"model": ["demo", 0], "library": ["load", 0], "concepts": concepts, "strength": 1.0}
+    inputs |= {"clip": ["demo", 1]} if clip[0] == "apply" else {}
     graph = {
         "load": {"class_type": "SeqLoRA_LoadLibrary", "inputs": {"name": library.path.name}},
         "apply": {"class_type": "SeqLoRA_ApplyComposed", "inputs": inputs},
-        "text": {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["demo", 1]}},
-        "against": {"class_type": "CLIPTextEncode", "inputs": {"text": negative, "clip": ["demo", 1]}},
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": list(clip)}},
+        "against": {"class_type": "CLIPTextEncode", "inputs": {"text": negative, "clip": list(clip)}},
     }
     return drawn(server, graph, ["apply", 0], ["text", 0], ["against", 0])
 
@@ -118,3 +125,73 @@ def test_what_was_switched_on_is_shown(server: HostServer, library: Library):
     }
     outputs = server.run(prompt)
     assert outputs["shown"]["text"] == ["red kettle: 0.5"] and outputs["prompt"]["text"] == ["red kettle: 0.5\nvosk kettle"]
+
+
+# -- learned triggers
+
+
+@pytest.fixture(scope="module")
+def learned(server: HostServer, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """Two concepts with vectors of their own: 'rex', and 'max', whose trigger is the same."""
+    name = tmp_path_factory.mktemp("learned").name
+    prompt = teaching(name, concept="rex", **LEARNED)
+    second = teaching(name, concept="max", **LEARNED)["train"]
+    second["inputs"] |= {"library": ["train", 0], "seed": 1}
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["second", 2]}}
+    server.run(prompt | {"second": second, "shown": shown})
+    return Library.open(server.models_dir / "seqlora" / name)
+
+
+def test_a_learned_trigger_means_its_vectors_with_nothing_else_to_do(server: HostServer, learned: Library):
+    rex = learned.find("rex")
+    said, against = f"a photo of {rex.trigger} {rex.class_word}, (sunset:1.2)", f"({rex.subject}:0.5)"
+    found = named(server, learned, "a photo of @rex, (sunset:1.2)", "(@rex:0.5)")
+    assert found == by_hand(server, learned, "rex", said, against, ("apply", 1))
+    assert found != by_hand(server, learned, "rex", said, against)
+
+
+def test_a_concept_that_is_off_keeps_its_vectors_to_itself(server: HostServer, learned: Library):
+    subject = learned.find("rex").subject
+    assert named(server, learned, "@rex:0 in the sun") == by_hand(server, learned, "", f"{subject} in the sun")
+    assert named(server, learned, "a cat", "@rex") == by_hand(server, learned, "", "a cat", subject, ("apply", 1))
+
+
+def applied(server: HostServer, library: Library, concepts: str, clip: bool) -> str:
+    """What is said meanwhile."""
+    inputs = {"model": ["demo", 0], "library": ["load", 0], "concepts": concepts, "strength": 1.0}
+    inputs |= {"clip": ["demo", 1]} if clip else {}
+    before = len(server.log_tail(10**6))
+    server.run(
+        {
+            "demo": {"class_type": "SeqLoRA_DemoModel", "inputs": {}},
+            "load": {"class_type": "SeqLoRA_LoadLibrary", "inputs": {"name": library.path.name}},
+            "apply": {"class_type": "SeqLoRA_ApplyComposed", "inputs": inputs},
+            "shown": {"class_type": "PreviewAny", "inputs": {"source": ["apply", 2]}},
+        }
+    )
+    return server.log_tail(10**6)[before:]
+
+
+def test_what_is_missing_for_a_learned_trigger_is_said(server: HostServer, learned: Library):
+    assert "connect clip" in applied(server, learned, "rex", clip=False)
+    assert "rex and max have one trigger" in applied(server, learned, "*", clip=True)
+    assert "trigger" not in applied(server, learned, "max", clip=True)
+
+
+def test_an_export_writes_what_the_host_reads_as_embeddings(server: HostServer, learned: Library):
+    inputs = {"library": ["load", 0], "concepts": "rex", "filename_prefix": "my own/rex", "format": "comfyui", "dtype": "fp16"}
+    export = {
+        "load": {"class_type": "SeqLoRA_LoadLibrary", "inputs": {"name": learned.path.name}},
+        "export": {"class_type": "SeqLoRA_ExportLoRA", "inputs": inputs},
+    }
+    shown = server.run(export)["export"]["text"][0].splitlines()
+    assert shown == [
+        "output/loras/my own/rex_00001.safetensors",
+        f"instead of {learned.find('rex').trigger} write embedding:rex_00001/0001-rex",
+    ]
+    (vectors,) = load_file(server.output_dir / "embeddings" / "my_own" / "rex_00001" / "0001-rex.safetensors").values()
+    assert vectors.equal(learned.vectors("rex")["micro"])
+    assert "my_own/rex_00001/0001-rex.safetensors" in server.get("/models/embeddings")
+    (server.output_dir / "embeddings" / "my_own" / "rex_00001" / "0001-rex.safetensors").unlink()
+    server.run(export)
+    assert (server.output_dir / "embeddings" / "my_own" / "rex_00002" / "0001-rex.safetensors").exists()

@@ -291,6 +291,7 @@ def test_diffusers_loads_an_embedding(tmp_path: Path):
 def test_texts_are_split_at_words():
     assert split_at_words("Zorv dog, zorv_dog, zorva", ["zorv"]) == [("", "zorv"), (" dog, ", "zorv"), ("_dog, zorva", "")]
     assert split_at_words("red zorv beside zorv", ["zorv", "red zorv"]) == [("", "red zorv"), (" beside ", "zorv"), ("", "")]
+    assert split_at_words("z\u0131", ["zi"]) == [("", "zi"), ("", "")]  # a letter without a dot, which a pattern takes for i
     assert split_at_words("a dog", []) == [("a dog", "")] and split_at_words("", ["zorv"]) == [("", "")]
     one, word, dog = "\u4e00\u53ea", "\u4f50\u5c14\u592b", "\u72d7"
     assert split_at_words(one + word + dog, [word]) == [(one, word), (dog, "")]
