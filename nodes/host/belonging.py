@@ -86,3 +86,21 @@ def check_through(model: Any, clip: Any) -> None:
             "The text encoder that is connected has hooks, which a training cannot tell from others",
             "connect it as it is before Set CLIP Hooks",
         )
+
+
+def pieces_of(clip: Any, word: str) -> int:
+    """How many tokens a text encoder of the host takes a word for, the most of several; 0 where its tokens are not numbers of a
+    vocabulary. The demo model's are not: it gives any word one of its own."""
+    if not type(getattr(clip, "tokenizer", None)).__module__.startswith("comfy."):
+        return 0
+
+    def numbers(text: str) -> dict[str, list[Any]]:
+        tokens = clip.tokenize(text)
+        return {name: [token[0] for chunk in chunks for token in chunk] for name, chunks in tokens.items()}
+
+    around = numbers("")  # what is put before and behind a text, and what fills it up
+    # What is no number is a vector, as an embedding's.
+    return max(
+        sum(not isinstance(number, int) or number not in around[name] for number in found)
+        for name, found in numbers(word).items()
+    )

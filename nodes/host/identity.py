@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...seqlora.diffusion.fingerprint import some_values, weights_hash
+from ...seqlora.diffusion.fingerprint import plain_parts, some_values, weights_hash
 from .own_words import own_words_hash
 
 
@@ -98,8 +98,5 @@ def _sampling(patcher: Any) -> str:
 
 
 def _few_values(weight: Tensor) -> bytes:
-    if weight.is_meta:
-        return b""
-    part = weight.detach()
-    part = part.dequantize() if hasattr(part, "dequantize") and type(part) is not Tensor else part
-    return part.flatten()[:16].float().cpu().half().numpy().tobytes()
+    parts = [part for part in plain_parts(weight) if not part.is_meta]
+    return b"".join(part.flatten()[:16].float().cpu().half().numpy().tobytes() for part in parts)

@@ -34,7 +34,7 @@ from ...seqlora.lora.layouts import layout_from_native
 from ...seqlora.lora.targets import TARGETS, choose_layers, layer_shapes, linear_layers, repeated_blocks
 from ...seqlora.lora.types import Triggers, Vectors
 from ...seqlora.training.captions import GENERIC_CAPTIONS
-from .belonging import check_latents_fit, check_through, other_kind
+from .belonging import check_latents_fit, check_through, other_kind, pieces_of
 from .demo_model import DemoConfig
 from .denoiser import Caption, HostDenoiser
 from .gradients import checkpointed, clone_norm_inputs, plain_operations, without_inference_mode
@@ -161,6 +161,9 @@ class HostModel:
             latents.append(encoded[0].float().cpu().clone())
         self._shape = tuple(latents[0].shape)
         return latents
+
+    def pieces(self, word: str) -> int:
+        return pieces_of(self.clip, literal(word))
 
     def own_vectors(self, word: str, count: int) -> Vectors:
         return self._learning_text.own_vectors(word, count)

@@ -52,6 +52,9 @@ class HeadlessModel:
         native = diffusers_unet_names(self.network.config)  # type: ignore[arg-type]
         return {PREFIX + native[path]: module for path, module in layers.items() if path in native}
 
+    def pieces(self, word: str) -> int:
+        return 0
+
     def own_vectors(self, word: str, count: int) -> Vectors:
         return {}
 

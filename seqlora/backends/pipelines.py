@@ -68,8 +68,14 @@ class PipelineModel(HeadlessModel):
 
     def _words(self) -> str:
         """How the tokenizers take a text apart, as far as that is not in the text encoders' weights."""
+        return f"{[(type(one).__name__, len(one), one.model_max_length) for one in self._tokenizers()]}"
+
+    def _tokenizers(self) -> list[Any]:
         held = [getattr(self.pipe, name, None) for name in (*TOKENIZERS.values(), "tokenizer_3")]
-        return f"{[(type(one).__name__, len(one), one.model_max_length) for one in held if one is not None]}"
+        return [one for one in held if one is not None]
+
+    def pieces(self, word: str) -> int:
+        return max(len(one(word, add_special_tokens=False).input_ids) for one in self._tokenizers())
 
     def _default_latent_side(self, network: Any) -> int:
         size = network.config.sample_size

@@ -52,6 +52,10 @@ class DemoModel(HeadlessModel):
     def encode_captions(self, captions: Sequence[str], triggers: Triggers = NO_TRIGGERS) -> list[Tensor]:
         return list(self.micro.encode_text(captions, triggers))
 
+    def pieces(self, word: str) -> int:
+        """One for a word of its vocabulary; any other is one too, but means nothing before it is taught."""
+        return int(word.lower() in self.micro.tokenizer.ids)
+
     @torch.no_grad()
     def own_vectors(self, word: str, count: int) -> Vectors:
         return {self.text_encoders[0]: self.micro.own_vectors(word, count)}

@@ -47,6 +47,10 @@ class Model(Protocol):
         gradient in them where they want one."""
         ...
 
+    def pieces(self, word: str) -> int:
+        """How many tokens the text encoder takes a word for, the most of several encoders; 0 where that is not known."""
+        ...
+
     def own_vectors(self, word: str, count: int) -> Vectors:
         """What a word's `count` vectors start from: those that each of `text_encoders` has for it, fp32."""
         ...

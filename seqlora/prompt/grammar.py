@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import SeqLoRAError
-from ..io.text import as_text, literal, unspaced, word_pattern
+from ..io.text import as_text, check_characters, literal, unspaced, word_pattern
 from ..library.manifest import Record
 from ..lora.compose import MAX_STRENGTH, STRENGTHS
 
@@ -45,6 +45,7 @@ def read_prompt(text: str, records: Sequence[Record], weights: bool = False) -> 
     Raises SeqLoRAError for a name that no concept has (with the nearest known one), a strength that cannot be, two strengths of
     one concept, or a written trigger that several concepts share.
     """
+    check_characters(text, "prompt")
     text = unicodedata.normalize("NFC", text)
     parts: list[str] = []
     plain: list[str] = []  # what is left for triggers, a line break in place of each mention

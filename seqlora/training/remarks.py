@@ -12,6 +12,7 @@ from .request import TrainingRequest
 
 LEAST = 10  # losses in a mean
 LOOKS = (0.1, 0.25, 0.5, 0.75)  # parts of a training after which its loss is looked at
+MOST_PIECES = 8  # of a trigger; a made-up word that can be spoken has two to five
 TIMES = 30  # a rate that is this much off what suits the model is told
 
 
@@ -91,10 +92,18 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else 0.0
 
 
-def of_words(request: TrainingRequest, records: Sequence[Record]) -> list[str]:
-    """What to know of trigger and class word before they are taught; a sentence each."""
+def of_words(request: TrainingRequest, records: Sequence[Record], pieces: int = 0) -> list[str]:
+    """What to know of trigger and class word before they are taught; a sentence each. `pieces` is how many tokens the text
+    encoder takes the trigger for, 0 where that is not known."""
     said = []
-    trigger = request.trigger.casefold()
+    trigger, classes = request.trigger.casefold(), request.class_word.casefold().split()
+    if pieces == 1 and trigger not in classes:
+        said.append(f"The trigger '{request.trigger}' is a word that the text encoder knows already. Use a made-up word.")
+    if pieces > MOST_PIECES:
+        said.append(
+            f"The trigger '{request.trigger}' falls into {pieces} pieces for the text encoder, which are harder to learn as "
+            "one. Use a shorter word."
+        )
     for record in records:
         if record.trigger.casefold() == trigger:
             own = ", with the vectors of the one that was taught last" if record.settings.get("trigger_vectors") else ""
@@ -106,7 +115,7 @@ def of_words(request: TrainingRequest, records: Sequence[Record]) -> list[str]:
             said.append(f"The trigger '{request.trigger}' is the class word of concept '{record.name}'. Use a made-up word.")
     if not request.class_word:
         said.append("There is no class word; the concept is learned better with one, such as 'dog'.")
-    elif trigger in request.class_word.casefold().split():
+    elif trigger in classes:
         said.append(f"The trigger '{request.trigger}' is the class word, which means something already. Use a made-up word.")
     if any(character.isdigit() for character in trigger):
         said.append(f"The trigger '{request.trigger}' has digits, which text encoders take one by one. Use letters only.")

@@ -174,7 +174,7 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
     checkpoint, steps = job.checkpoint, job.settings.steps
     state, set_aside = checkpoint.load()
     beyond = remarks.beyond_plan(len(job.others.concepts) + 1, job.library.capacity)
-    words = remarks.of_words(job.request, job.others.concepts)
+    words = remarks.of_words(job.request, job.others.concepts, job.model.pieces(job.request.trigger))
     base = remarks.of_base(job.library.path.name, job.library.base, job.model.fingerprint)
     said = (set_aside, beyond, base, job.note, remarks.of_rate(job.settings, job.model.family), *words)
     job = replace(job, note=_join(*said))

@@ -101,3 +101,15 @@ def test_a_text_encoder_of_another_kind_is_told_where_its_width_fits(told: dict,
 def test_parentheses_of_a_trigger_reach_the_text_encoder_as_text(told: dict, what: str):
     """The same tokens as its words alone have, each of weight 1."""
     assert told["tokens"][what]
+
+
+def test_a_words_pieces_are_the_tokenizers(told: dict):
+    """CLIP knows dogs, and takes zorv apart; a word that stands twice counts twice; what is not the host's own is not known."""
+    counts = told["pieces"]
+    assert counts["dog CLIP"] == counts["dog T5"] == 1 and counts["dogdog"] == 2
+    assert 2 <= counts["zorv CLIP"] <= counts["zorv T5"] <= 4
+    assert counts["none"] == counts["demo"] == 0
+
+
+def test_quantised_weights_are_told_apart_without_unpacking_them(told: dict):
+    assert told["quantised"] == [True, False, False]

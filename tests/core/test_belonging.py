@@ -84,6 +84,13 @@ def test_each_part_of_a_request_is_told_apart(tmp_path: Path, what: str):
     assert [name for name, value in before.items() if after[name] != value] == [part]
 
 
+def test_a_word_falls_into_the_pieces_of_the_tokenizer_that_makes_most(tmp_path: Path):
+    pipe = PIPELINES["sd3"](tmp_path)
+    assert model_of(pipe).pieces("zorv") == 5  # letter by letter, and what stands for a space before them
+    pipe.tokenizer_3 = None
+    assert model_of(pipe).pieces("zorv") == 4
+
+
 def with_(pipe: Any, **parts: Any) -> Any:
     for name, part in parts.items():
         setattr(pipe, name, part)

@@ -110,6 +110,7 @@ def test_without_weights_a_backslash_before_a_parenthesis_is_none():
         ("@xylophone", "There is no concept 'xylophone' in this library; it has: rex, red kettle"),
         ("@rex:1000", "The strength 1000 of @rex is too large; use one from -100 to 100."),
         ("@rex:0.5 @rex:0.6", "The prompt gives @rex two strengths"),
+        ("@rex \ud83d", "The prompt holds half a character, of an emoji perhaps; type it anew."),
     ],
 )
 def test_what_cannot_be_is_one_sentence(text: str, sentence: str):

@@ -207,6 +207,28 @@ def test_words_that_will_cause_trouble_are_remarked_on(words: dict, others: list
     assert len(remarks) == len(said) and all(part in remark for part, remark in zip(said, remarks, strict=True))
 
 
+@pytest.mark.parametrize(
+    "pieces,said",
+    [
+        (0, ""),
+        (1, "is a word that the text encoder knows already"),
+        (2, ""),
+        (8, ""),
+        (9, "falls into 9 pieces for the text"),
+    ],
+)
+def test_a_trigger_that_is_a_word_or_many_pieces_is_told(pieces: int, said: str):
+    found = of_words(small_request("a", **ZORV), [], pieces)
+    assert [remark for remark in found if said in remark] == found and bool(found) == bool(said)
+
+
+def test_the_demo_model_knows_its_words():
+    pytest.importorskip("diffusers")
+    from seqlora.demo.demo_model import DemoModel
+
+    assert [DemoModel().pieces(word) for word in ("dog", "Dog", "zorv", "red dog")] == [1, 1, 0, 0]
+
+
 def test_one_trigger_for_concepts_that_are_used_together_is_told():
     twins = [record("zorv", "dog"), replace(record("Zorv", "cat"), name="tom"), replace(record("mivu", "owl"), name="owl")]
     assert of_shared(twins) == "rex and tom have one trigger, 'zorv': in a prompt it means all of them."

@@ -120,6 +120,9 @@ class SmallModel:
     def encode_captions(self, captions: Sequence[str], triggers: Triggers = NO_TRIGGERS) -> list[Any]:
         return [self.vector_of(caption) for caption in captions]
 
+    def pieces(self, word: str) -> int:
+        return 0
+
     def own_vectors(self, word: str, count: int) -> Vectors:
         raise NotImplementedError("it takes none")
 

@@ -19,6 +19,7 @@ import comfy.text_encoders.wan
 import tiny
 import torch
 from checkpoints import SDXL
+from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter import LoRAAdapter
 from comfy_api.latest._io import HiddenHolder
 from comfy_extras.nodes_cond import T5TokenizerOptions
@@ -28,11 +29,12 @@ from comfy_extras.nodes_model_merging import ModelMergeSimple
 from safetensors.torch import load_file
 from seqlora_pack.nodes import host
 from seqlora_pack.nodes.apply import ApplyComposed
-from seqlora_pack.nodes.host.belonging import other_kind
+from seqlora_pack.nodes.host.belonging import other_kind, pieces_of
 from seqlora_pack.nodes.host.demo_model import load_demo_model
 from seqlora_pack.nodes.host.identity import fingerprint, parts_of
 from seqlora_pack.nodes.library import LibraryHandle
 from seqlora_pack.nodes.server.previews import default_prompt
+from seqlora_pack.seqlora.diffusion.fingerprint import weights_hash
 from seqlora_pack.seqlora.errors import SeqLoRAError
 from seqlora_pack.seqlora.library.manifest import Record
 from seqlora_pack.seqlora.prompt.grammar import read_prompt
@@ -193,6 +195,32 @@ def kinds() -> dict[str, str]:
     }
 
 
+def quantised() -> list[bool]:
+    """Whether two quantised weights hash alike: a weight and itself, one packed value changed, its scale changed. None is
+    unpacked for it."""
+    weight = QuantizedTensor.from_float(noise(64, 64), "TensorCoreFP8Layout")
+    packed, scale = QuantizedTensor.from_float(noise(64, 64), "TensorCoreFP8Layout"), 2 * noise(64, 64)
+    packed._qdata.view(torch.uint8)[0, 0] ^= 1
+    others = (QuantizedTensor.from_float(noise(64, 64), "TensorCoreFP8Layout"), packed)
+    others = (*others, QuantizedTensor.from_float(scale, "TensorCoreFP8Layout"))
+    QuantizedTensor.dequantize = None
+    return [weights_hash([("w", weight)]) == weights_hash([("w", other)]) for other in others]
+
+
+def pieces() -> dict[str, int]:
+    """Of words, for tokenizers of the host's own and others."""
+    one = type("Clip", (), {"tokenizer": comfy.sd1_clip.SD1Tokenizer()})
+    two = type("Clip", (), {"tokenizer": comfy.text_encoders.flux.FluxTokenizer()})
+    for clip in (one, two):
+        clip.tokenize = clip.tokenizer.tokenize_with_weights
+    told = {f"{word} {name}": pieces_of(clip, word) for word in ("dog", "zorv") for name, clip in (("CLIP", one), ("T5", two))}
+    return told | {
+        "dogdog": pieces_of(one, "dog dog"),
+        "none": pieces_of(tiny.NoiseClip(models[0].model), "dog"),
+        "demo": pieces_of(models[1], "dog"),
+    }
+
+
 def tokens_of_parentheses() -> dict[str, bool]:
     """What SD1's own tokenizer makes of a trigger with parentheses: the same tokens as of its words alone, all of weight 1."""
     miku = Record(1, "miku", "miku_(vocaloid)", "(girl:0)", "concepts/1.safetensors", "", "", "", "", [], {}, {})
@@ -221,9 +249,11 @@ with torch.inference_mode():
     parts = parts_of(*models)
     boot.report(
         changes=changes(),
+        kept=parts_of(*models) == parts,
         told_apart=told_apart(),
         refused=refusals(),
         kinds=kinds(),
         tokens=tokens_of_parentheses(),
-        kept=parts_of(*models) == parts,
+        pieces=pieces(),
+        quantised=quantised(),  # last: afterwards nothing can be unpacked
     )
