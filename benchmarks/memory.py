@@ -33,7 +33,7 @@ from seqlora.method.moments import Moment, Moments, Recorder, test_matrix
 from seqlora.method.trained import TrainedConcept
 from seqlora.report.report import library_report
 from seqlora.settings import Settings
-from seqlora.training.start import Surroundings, start_basis
+from seqlora.training.start import Surroundings, start_pair
 from seqlora.training.trainer import MOST_ACTIVE, ConceptTrainer, draw_active
 
 GB = 1e9
@@ -153,11 +153,11 @@ def training(path: Path, layers: dict[str, nn.Module]) -> dict[str, float]:
         examples = Examples([torch.zeros(4, 8, 8)], [None])
         trainer = ConceptTrainer(NoModel(), layers, examples, settings, ranks, beside)  # type: ignore[arg-type]
         others, own = beside.others, random_moments(shapes, rng)
-        bases = {n: start_basis(settings, n, ranks[n], F, own, others, rng) for n, F in trainer.free_of.items()}
+        pairs = {n: start_pair(settings, n, shapes[n], ranks[n], F, own, others, rng, {}) for n, F in trainer.free_of.items()}
         for moment in own.by_input.values():
             moment._factor = None
-        trainer._build(own, bases)
-        del others, bases
+        trainer._build(own, pairs)
+        del others, pairs
     device = [t for stack in trainer.stacks for t in (stack.A, stack.B, stack.A, stack.A, stack.A, stack.B, stack.B, stack.B)]
     penalties = [t for one in trainer.penalties for t in vars(one).values()]
     constraints = [one.earlier for one in trainer.optimizer.constraints if one]

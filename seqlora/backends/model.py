@@ -17,13 +17,14 @@ from ..lora.attach import Stack, added
 from ..lora.layouts import PREFIX, TRANSFORMER, diffusers_unet_names, native_to_diffusers
 from ..lora.targets import choose_layers, layer_shapes, linear_layers
 from ..lora.types import LoRAPair, Vectors
-from ..training.captions import GENERIC_CAPTIONS
+from ..training.captions import CONTEXTS, GENERIC_CAPTIONS
 
 
 class HeadlessModel:
     """A diffusers network with its denoiser: what every model of this backend shares of the core's `SamplingModel`."""
 
     generic_captions: Sequence[str] = GENERIC_CAPTIONS
+    contexts: Sequence[str] = CONTEXTS
     picture_side: int  # pixels; what the model was trained on
     latent_shape: tuple[int, int, int]  # of such a picture
     default_guidance = 3.0

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..settings import Option
+from ..settings import LIBRARY_OPTIONS, Option
 
 
 class Command(Protocol):
@@ -76,6 +76,12 @@ def with_options(sub: argparse.ArgumentParser, options: Iterable[Option]) -> Non
         if isinstance(option.default, float):
             within = real(option.least, option.most)
         sub.add_argument(flag, type=within, default=option.default, metavar="N", help=about)
+
+
+def with_new_library(sub: argparse.ArgumentParser) -> None:
+    """What a library is made of where there is none yet, and the model that it is for."""
+    sub.add_argument("--model", default="demo", help="a folder with a diffusers pipeline, or 'demo'")
+    with_options(sub, LIBRARY_OPTIONS.values())
 
 
 def with_library(sub: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `seqlora train | sample | compose | report | info | export | demo`, and the care of libraries."""
+"""The command line: `seqlora train | adopt | sample | compose | report | info | export | demo`, and the care of libraries."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import SeqLoRAError
-from . import demo, export, library, report, sample, train
+from . import adopt, demo, export, library, report, sample, train
 
-COMMANDS = (train, sample, report, library, export, demo)  # in the order of `seqlora --help`
+COMMANDS = (train, adopt, sample, report, library, export, demo)  # in the order of `seqlora --help`
 
 
 def parser() -> argparse.ArgumentParser:

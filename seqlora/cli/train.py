@@ -7,20 +7,23 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..api import load_model
+from ..diffusion.model import SamplingModel
 from ..io.pictures import read_folder
 from ..library.manifest import Manifest
 from ..library.store import Library
 from ..library.writer import MANIFEST
-from ..settings import LIBRARY_OPTIONS, OPTIONS, settings_of
+from ..settings import OPTIONS, Option, RunOptions, Settings, settings_of
+from ..training.adopt import Adoption
 from ..training.plan import plan
 from ..training.progress import Phase, Progress, run_to_end
 from ..training.request import TrainingRequest, check_request
 from ..training.result import describe_result
 from ..training.train import train_steps
-from .arguments import Command, folder, whole, with_options
+from .arguments import Command, folder, whole, with_new_library, with_options
 from .log import log_to_stderr
 
 # Previews are the editor's, and a pipeline decides itself when it computes parts twice.
@@ -33,11 +36,10 @@ def add_commands(command: Command) -> None:
     sub = command("train", train, "teach a concept from a folder of pictures")
     sub.add_argument("images", type=Path, help="folder of pictures, each with a .txt caption beside it or none")
     sub.add_argument("--library", type=folder, required=True, help="the library's folder; made if it does not exist")
-    sub.add_argument("--model", default="demo", help="a folder with a diffusers pipeline, or 'demo'")
     sub.add_argument("--name", help="the concept's name; the folder's name if not given")
     sub.add_argument("--trigger", required=True, help="a made-up word that stands for the concept in prompts")
     sub.add_argument("--class-word", default="", help="what kind of thing it is, such as 'dog'")
-    with_options(sub, LIBRARY_OPTIONS.values())
+    with_new_library(sub)
     sub.add_argument("--size", type=whole(16, 16384), help="shorter side of the pictures; the model's own if not given")
     sub.add_argument("--plan", action="store_true", help="only say what it will take: time, memory, disk; writes nothing")
     with_options(sub, FLAGS)
@@ -51,7 +53,6 @@ def show_progress(progress: Progress) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    settings, run = settings_of({option.name: getattr(args, option.name) for option in FLAGS})
     model = load_model(args.model)
     side = args.size or model.picture_side
     found = read_folder(args.images, side)
@@ -60,13 +61,30 @@ def train(args: argparse.Namespace) -> None:
     lesson = TrainingRequest(args.name or args.images.name, args.trigger, args.class_word, found.images, found.captions)
     lesson = check_request(lesson)  # before there is a library for it
     if args.plan:
+        settings, _ = chosen(args, FLAGS)
         made_for = Manifest(args.rank, args.capacity, args.targets)
         there = (args.library / MANIFEST).exists()
         library = Library.open(args.library) if there else Library(args.library, made_for)
         print(*plan(library, lesson, settings, model).lines(), sep="\n")
         return
+    teach(args, lesson, model, FLAGS)
+
+
+def chosen(args: argparse.Namespace, flags: Sequence[Option]) -> tuple[Settings, RunOptions]:
+    return settings_of({option.name: getattr(args, option.name) for option in flags})
+
+
+def teach(
+    args: argparse.Namespace,
+    request: TrainingRequest,
+    model: SamplingModel,
+    flags: Sequence[Option],
+    adoption: Adoption | None = None,
+) -> None:
+    """Into the library that the arguments name; prints what was taught."""
+    settings, run = chosen(args, flags)
     library = Library.create(args.library, args.rank, args.capacity, args.targets)
-    steps = train_steps(library, lesson, settings, model, run.checkpoint_minutes, run.replace)
+    steps = train_steps(library, request, settings, model, run.checkpoint_minutes, run.replace, adoption)
     with log_to_stderr(), ControlC() as pressed:
         taught = run_to_end(steps, pressed.tell)
     print(json.dumps(describe_result(taught), indent=1))

@@ -13,13 +13,14 @@ from ..backends.model import HeadlessModel
 from ..diffusion.model import NO_TRIGGERS
 from ..lora.layouts import layout_of
 from ..lora.types import Triggers, Vectors
-from .pictures import generic_captions
+from .pictures import contexts, generic_captions
 
 
 class DemoModel(HeadlessModel):
     """The demo model."""
 
     generic_captions: Sequence[str] = generic_captions()
+    contexts: Sequence[str] = contexts()
     picture_side = 64
     latent_shape = (16, 16, 16)
     text_encoders: Sequence[str] = ("micro",)

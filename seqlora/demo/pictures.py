@@ -54,6 +54,11 @@ def generic_captions() -> list[str]:
     return [f"a photo of {emoji.name}" for emoji in all_emoji() if not emoji.held_out][::5]
 
 
+def contexts() -> list[str]:
+    """Captions of one emoji, "{}", on every background that the demo model knows."""
+    return ["a photo of {}", *(f"a photo of {{}} on a {name} background" for name in BACKGROUNDS)]
+
+
 @cache
 def held_out_glyphs() -> Tensor:
     """The held-out emoji as (count, 4, size, size) in 0..1, in the order of `held_out_emoji`."""

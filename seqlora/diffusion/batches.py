@@ -26,6 +26,28 @@ class Examples:
             by_shape.setdefault(tuple(latent.shape), []).append(i)
         return list(by_shape.values())
 
+    def noised(self, picked: Sequence[int], denoiser: Denoiser, generator: torch.Generator) -> Batch:
+        """These examples, with noise and noise levels drawn anew."""
+        x0 = torch.stack([self.latents[i] for i in picked])
+        noise = torch.randn(x0.shape, generator=generator)
+        sigma = denoiser.sample_sigmas(len(picked), generator)
+        device = denoiser.device
+        return Batch(x0.float().to(device), noise.to(device), sigma.to(device), [self.conds[i] for i in picked], picked)
+
+
+@dataclass(frozen=True)
+class Answers(Examples):
+    """Latents as they were noised once, and what another model said they are: to be taught what that model knows."""
+
+    noise: Sequence[Tensor]
+    sigma: Sequence[Tensor]  # scalars
+    predicted: Sequence[Tensor]
+
+    def noised(self, picked: Sequence[int], denoiser: Denoiser, generator: torch.Generator) -> Batch:
+        parts = (self.latents, self.noise, self.sigma, self.predicted)
+        x0, noise, sigma, predicted = (torch.stack([part[i] for i in picked]).float().to(denoiser.device) for part in parts)
+        return Batch(x0, noise, sigma, [self.conds[i] for i in picked], picked, predicted)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -33,7 +55,8 @@ class Batch:
     noise: Tensor
     sigma: Tensor
     cond: list[Any]
-    picked: list[int]  # which example each is
+    picked: Sequence[int]  # which example each is
+    predicted: Tensor | None = None  # by another model, which is to be followed instead of x0
 
 
 class Batches:
@@ -56,16 +79,12 @@ class Batches:
         return queue[: self.size]
 
     def next(self) -> Batch:
-        picked = self._pick()
-        x0 = torch.stack([self.examples.latents[i] for i in picked])
-        noise = torch.randn(x0.shape, generator=self.generator)
-        sigma = self.denoiser.sample_sigmas(len(picked), self.generator)
-        device, conds = self.denoiser.device, [self.examples.conds[i] for i in picked]
-        return Batch(x0.float().to(device), noise.to(device), sigma.to(device), conds, picked)
+        return self.examples.noised(self._pick(), self.denoiser, self.generator)
 
 
 def denoising_loss(denoiser: Denoiser, batch: Batch) -> Tensor:
     """Mean over samples of the weighted squared x0 error."""
     noisy = denoiser.add_noise(batch.x0, batch.noise, batch.sigma)
-    error = (denoiser(noisy, batch.sigma, batch.cond).float() - batch.x0).square().flatten(1).mean(1)
+    wanted = batch.x0 if batch.predicted is None else batch.predicted
+    error = (denoiser(noisy, batch.sigma, batch.cond).float() - wanted).square().flatten(1).mean(1)
     return (denoiser.loss_weight(batch.sigma) * error).mean()

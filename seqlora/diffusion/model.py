@@ -56,17 +56,27 @@ class Model(Protocol):
         ...
 
 
-class SamplingModel(Model, Protocol):
-    """A model that can also draw by itself, without a host's own sampler."""
+class DrawingModel(Model, Protocol):
+    """A model that can also draw, without a host's own sampler."""
 
-    picture_side: int  # pixels; what the model was trained on
-    latent_shape: tuple[int, int, int]  # of such a picture
     default_guidance: float
+    contexts: Sequence[str]  # captions with "{}" for what is in the picture
 
-    def using(self, composed: Mapping[str, LoRAPair]) -> AbstractContextManager[None]:
-        """While open, the model draws with these concepts; no weight is touched."""
+    @property
+    def latent_shape(self) -> Sequence[int]:
+        """Of a picture as large as those that the model was trained on."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (k, c, h', w') -> pictures (k, h, w, 3) in 0..1."""
+        ...
+
+
+class SamplingModel(DrawingModel, Protocol):
+    """A model that can also draw with concepts on it by itself."""
+
+    picture_side: int  # pixels; what the model was trained on
+
+    def using(self, composed: Mapping[str, LoRAPair]) -> AbstractContextManager[None]:
+        """While open, the model draws with these concepts; no weight is touched."""
         ...

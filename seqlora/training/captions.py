@@ -1,4 +1,4 @@
-"""Captions of everything else a model can draw, for measuring what a concept must not disturb."""
+"""Captions of everything else a model can draw, for measuring what a concept must not disturb; and captions to draw it by."""
 
 from __future__ import annotations
 
@@ -99,4 +99,17 @@ GENERIC_CAPTIONS = (
     "a logo with a star",
     "an abstract pattern of lines and colors",
     "a dragon flying over a city",
+)
+
+# "{}" is what is in the picture. The last one is for looking at what was learned.
+CONTEXTS = (
+    "a photo of {}",
+    "a close-up photo of {}",
+    "{} on a white background",
+    "{} in a park",
+    "{} in a room",
+    "{} at night",
+    "{} on a beach",
+    "a painting of {}",
+    "{} on a street in a city",
 )

@@ -31,7 +31,7 @@ class TrainingRequest:
     name: str
     trigger: str
     class_word: str
-    pictures: Sequence[Tensor]
+    pictures: Sequence[Tensor] = ()
     captions: Sequence[str] = ()
 
     @property
@@ -62,18 +62,24 @@ def prepare_captions(request: TrainingRequest) -> tuple[list[str], int]:
 
 def check_request(request: TrainingRequest) -> TrainingRequest:
     """The request with clean names. Raises SeqLoRAError, before any long work, for what cannot be taught."""
-    name = checked_name(request.name, "concept name")
     for number, caption in enumerate(request.captions, 1):
         check_characters(caption, f"caption of picture {number}")
-    trigger, class_word = _word(request.trigger, "trigger"), _word(request.class_word, "class word")
-    if not trigger:
-        raise SeqLoRAError("The trigger is empty", "give a made-up word that stands for the concept in prompts")
+    request = check_words(request)
     if not request.pictures:
         raise SeqLoRAError("There are no pictures", "connect at least one image")
     pictures = [_picture(picture, number) for number, picture in enumerate(request.pictures, 1)]
-    request = TrainingRequest(name, trigger, class_word, pictures, tuple(request.captions))
+    request = replace(request, pictures=pictures, captions=tuple(request.captions))
     prepare_captions(request)
     return request
+
+
+def check_words(request: TrainingRequest) -> TrainingRequest:
+    """The same of name, trigger and class word alone."""
+    name = checked_name(request.name, "concept name")
+    trigger, class_word = _word(request.trigger, "trigger"), _word(request.class_word, "class word")
+    if not trigger:
+        raise SeqLoRAError("The trigger is empty", "give a made-up word that stands for the concept in prompts")
+    return replace(request, name=name, trigger=trigger, class_word=class_word)
 
 
 def _word(text: str, what: str) -> str:
@@ -126,7 +132,9 @@ def data_hash(request: TrainingRequest) -> str:
 
 
 def request_parts(data: str, request: TrainingRequest, settings: Settings, model: Model) -> dict[str, str]:
-    """What decides how a concept comes out, by a name that people know -> its hash; `data` is from `data_hash`."""
+    """What decides how a concept comes out, by a name that people know -> its hash; `data` is from `data_hash`, or of the LoRA
+    that takes the place of pictures."""
     words = {"trigger": request.trigger, "class word": request.class_word}
-    named = {"pictures or captions": data, "settings": request_hash(legacy_names(settings))[:16], **words}
+    source = "pictures or captions" if request.pictures else "LoRA file"
+    named = {source: data, "settings": request_hash(legacy_names(settings))[:16], **words}
     return {**model.parts, **{name: request_hash(value)[:16] for name, value in named.items()}}

@@ -32,6 +32,8 @@ class TrainingReport:
     note: str = ""  # sentences for the user
     resumed_at: int | None = None  # step
     layers_left_out: int | None = None  # that do not run on such inputs or reach no output
+    adopted_from: str | None = None  # a LoRA file
+    kept: float | None = None  # how much of what that LoRA does to the model's predictions; 1 is all
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -16,11 +16,13 @@ from ..method.basis import contrastive_basis, pca_basis, random_basis
 from ..method.moments import Moments
 from ..method.optimizer import Constraint
 from ..method.penalty import Interference
+from ..method.reduce import nearest_pair
 from ..settings import Settings
 
 # Largest error of F'F = I with which bases count as orthonormal: what is left of P B along F is that times F'B, so it stays at
 # rounding error.
 ORTHONORMAL = 1e-5
+FIT_WEIGHT = 0.3  # what everything else counts for, beside the concept, in the start of a LoRA that is adopted
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,15 @@ class Surroundings:
         return (self.prior + self.earlier_moments * (1 / len(self.earlier))) * 0.5
 
 
-def build_stacks(
-    shapes: Mapping[str, tuple[int, int]], bases: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> list[Stack]:
-    """Stacks by (m, n, r), A at zero and B as given."""
+def build_stacks(pairs: Mapping[str, LoRAPair], device: torch.device, dtype: torch.dtype) -> list[Stack]:
+    """Stacks by (m, n, r)."""
     groups: dict[tuple[int, int, int], list[str]] = {}
-    for name, (m, n) in shapes.items():
-        groups.setdefault((m, n, bases[name].shape[1]), []).append(name)
+    for name, (A, B) in pairs.items():
+        groups.setdefault((A.shape[0], *B.shape), []).append(name)  # type: ignore[arg-type]
     stacks = []
-    for (m, _, r), names in groups.items():
-        B = torch.stack([bases[name] for name in names]).to(device, torch.float32)
-        stacks.append(Stack(names, torch.zeros(len(names), m, r, device=device), B, dtype))
+    for names in groups.values():
+        A, B = (torch.stack(parts).to(device, torch.float32) for parts in zip(*(pairs[name] for name in names), strict=True))
+        stacks.append(Stack(names, A, B, dtype))
     return stacks
 
 
@@ -88,6 +88,23 @@ def constrain(
             "set when_full to metric, or start a library with a larger capacity",
         )
     return directions, full
+
+
+def start_pair(
+    settings: Settings,
+    name: str,
+    shape: tuple[int, int],
+    rank: int,
+    earlier: Tensor,
+    own: Moments,
+    others: Moments | None,
+    rng: torch.Generator,
+    change: Concept,
+) -> LoRAPair:
+    """Where a layer starts: as near as there is room to what was learned elsewhere, or at no change, on a basis of its own."""
+    if name in change and others is not None:
+        return nearest_pair(change[name], rank, earlier.double(), own[name], others[name], FIT_WEIGHT, rng)
+    return LoRAPair(torch.zeros(shape[0], rank), start_basis(settings, name, rank, earlier, own, others, rng))
 
 
 def start_basis(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 
-from torch import nn
-
-from ..diffusion.batches import Examples
+from ..diffusion.batches import Answers, Examples
 from ..diffusion.model import Model
 from ..errors import SeqLoRAError
 from ..families import FAMILIES, OTHER
@@ -16,7 +14,7 @@ from ..library.lock import LibraryLock
 from ..library.manifest import Base
 from ..library.store import Library, request_hash
 from ..library.thumbnails import encode
-from ..library.writer import MANIFEST, LibraryWriter
+from ..library.writer import MANIFEST
 from ..lora.targets import layer_shapes
 from ..lora.types import Concept
 from ..method import metrics
@@ -24,12 +22,22 @@ from ..method.moments import Moments
 from ..method.trained import TrainedConcept
 from ..settings import Settings, legacy_names
 from . import remarks
+from .adopt import LEAST, Adoption, ask_teacher, disagreement, kept
 from .checkpoint import FOLDER, MINUTES, Checkpoint
 from .checks import check_latents, memory_advice
 from .encoding import seen_captions
+from .job import Job, binding_of, check_name
 from .prior import measured_prior
 from .progress import Phase, Progress, TrainingSteps, run_to_end
-from .request import TrainingRequest, check_request, data_hash, fit_pictures, prepare_captions, request_parts
+from .request import (
+    TrainingRequest,
+    check_request,
+    check_words,
+    data_hash,
+    fit_pictures,
+    prepare_captions,
+    request_parts,
+)
 from .result import TrainingReport, TrainResult, thinned
 from .start import Surroundings, constrain
 from .trace import layers_of, trace_layers
@@ -37,38 +45,8 @@ from .trainer import ConceptTrainer
 from .trigger import LearnedTrigger, learnable
 
 logger = logging.getLogger("seqlora")
+Asked = tuple[Answers, float]  # what tells how much of a LoRA was kept, and the bare model's disagreement
 GONE = "The library's folder was deleted while the concept was taught; the library was made anew and holds this concept only."
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training, once it is clear that it must be done."""
-
-    writer: LibraryWriter[Library]
-    replaces: str | None  # the concept of which this is a new version
-    request: TrainingRequest
-    request_hash: str
-    parts: Mapping[str, str]  # see request_parts
-    settings: Settings
-    automatic: Sequence[str]  # names of settings that were left to the model
-    model: Model
-    layers: Mapping[str, nn.Module]
-    checkpoint: Checkpoint
-    note: str = ""  # what there is to say of it
-    left_out: int = 0  # layers that never run on such inputs or reach no output
-
-    @property
-    def library(self) -> Library:
-        return self.writer.library
-
-    @property
-    def shapes(self) -> dict[str, list[int]]:
-        return {name: list(shape) for name, shape in layer_shapes(self.layers).items()}
-
-    @property
-    def others(self) -> Library:
-        """The library as it will be beside the new concept."""
-        return self.library.without(self.replaces) if self.replaces else self.library
 
 
 def train_steps(
@@ -78,18 +56,25 @@ def train_steps(
     model: Model,
     checkpoint_minutes: float = MINUTES,
     replace: bool = False,
+    adoption: Adoption | None = None,
 ) -> TrainingSteps[TrainResult]:
     """Teaches a concept and files it; a request that was taught before is found again, one that was cancelled goes on.
 
     Waits while another training writes to the library. Sending "keep" ends the training and files the concept as it is. Closing
     the generator leaves model and library as they were, and a checkpoint; so does whatever goes wrong after the first step.
     Checkpoints are also written every `checkpoint_minutes`, unless that is 0. With `replace` a concept of that name is taught
-    anew, beside all the others, and stays until the new version is filed. Raises SeqLoRAError with nothing else written.
+    anew, beside all the others, and stays until the new version is filed. With an `adoption` the request has no pictures: they
+    are drawn with the LoRA that is to become the concept. Raises SeqLoRAError with nothing else written.
     """
-    request, resized = fit_pictures(check_request(request), FAMILIES.get(model.family, FAMILIES[OTHER]).resolution)
-    automatic, (settings, without) = settings.automatic, learnable(settings.resolved(model.family), model)
+    automatic = settings.automatic
+    if adoption:
+        request, said, data = check_words(request), adoption.note, f"{adoption.digest} {adoption.fast}"
+        settings = adoption.settings(settings, model.family)
+    else:
+        request, said = fit_pictures(check_request(request), FAMILIES.get(model.family, FAMILIES[OTHER]).resolution)
+        data = data_hash(request)
+    settings, without = learnable(settings.resolved(model.family), model)
     layers_of(library, model)  # a library of another model is refused before any waiting
-    data = data_hash(request)
     parts = request_parts(data, request, settings, model)
     asked = (data, request.trigger, request.class_word, legacy_names(settings))
     older = request_hash(*asked, library.rank, library.capacity, model.fingerprint)  # by which format 1 knew only a part of it
@@ -104,14 +89,14 @@ def train_steps(
         begun = older if (folder / f"{older}.safetensors").exists() else request_id
         checkpoint = Checkpoint(folder / f"{begun}.safetensors", minutes=checkpoint_minutes)
         lesson = (request, request_id, parts, settings, automatic)
-        note = _join(resized, without, model.remark)
-        job = Job(writer, replaces, *lesson, model, layers_of(library, model), checkpoint, note)
+        note = _join(said, without, model.remark)
+        job = Job(writer, replaces, *lesson, model, layers_of(library, model), checkpoint, note, 0, adoption)
         checkpoint.binding = binding_of(job, begun)
         for record in library.concepts:
             if record.name == request.name and record.request in (request_id, older):
                 checkpoint.remove()  # left by a process that died right after it had filed the concept
                 return TrainResult.again(library, record)
-        _check_name(job)
+        check_name(job)
         return (yield from _train(job))
 
 
@@ -147,29 +132,6 @@ def train(
     return run_to_end(train_steps(library, request, settings, model, replace=replace), on_progress)
 
 
-def _check_name(job: Job) -> None:
-    """Raises SeqLoRAError for a name that is taken; says in what the concept of that name was asked for otherwise."""
-    try:
-        job.others.free_name(job.request.name)
-    except SeqLoRAError as error:
-        taken = next((record for record in job.others.concepts if record.name == job.request.name), None)
-        before = dict(part.split("=", 1) for part in (taken.metrics.get("made_with", []) if taken else []))
-        other = [name for name, value in job.parts.items() if name in before and before[name] != value]
-        if not other:
-            raise
-        raise SeqLoRAError(
-            f"{error.problem}, taught with another {' and '.join(other)}",
-            "choose another name, or turn on replace to teach it anew",
-        ) from error
-
-
-def binding_of(job: Job, request_id: str) -> str:
-    """A hash of what a checkpoint depends on: the request, the concepts beside it (their files change with a name, what was
-    taught anew has another time), the layers."""
-    beside = [(record.id, record.created, record.request, record.moments_sha256) for record in job.others.concepts]
-    return request_hash(request_id, beside, job.shapes)
-
-
 def _train(job: Job) -> TrainingSteps[TrainResult]:
     checkpoint, steps = job.checkpoint, job.settings.steps
     state, set_aside = checkpoint.load()
@@ -183,20 +145,25 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
     if state:
         yield Progress(Phase.TRAINING, checkpoint.step or 0, steps, note=f"Goes on from step {checkpoint.step}.")
     resumed_at, trainer = checkpoint.step, None
-    doing = f"goes on from step {resumed_at}" if state else f"starts, {steps} steps on {len(job.request.pictures)} pictures"
+    source = job.adoption.called if job.adoption else f"{len(job.request.pictures)} pictures"
+    doing = f"goes on from step {resumed_at}" if state else f"starts, {steps} steps on {source}"
     logger.info("the training of '%s' into library '%s' %s", job.request.name, job.library.path.name, doing)
     try:
-        job, trainer, prior = yield from _trainer_of(job)
+        job, trainer, prior, asked = yield from _trainer_of(job)
         if state:
             trainer.load_state_dict(state)
         else:
             yield from trainer.measure()
         state = None  # its tensors need not be held any longer
-        yield from trainer.run(checkpoint)
+        if not (job.adoption and job.adoption.fast):
+            yield from trainer.run(checkpoint)
         concept = trainer.result()
         remark = remarks.at_end(concept.losses, job.settings)
         yield Progress(Phase.SAVING, concept.steps, steps, note=remark)
         report = _report(job, concept, trainer.beside.earlier, _join(job.note, remark), resumed_at)
+        if job.adoption and asked:
+            agreed = kept(job.model.denoiser, job.layers, trainer.stacks, *asked)
+            report = replace(report, adopted_from=job.adoption.called, kept=round(agreed, 4))
         return _file(job, concept, prior, report)
     except BaseException as error:
         if trainer is not None:
@@ -206,7 +173,7 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
         raise
 
 
-def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | None]]:
+def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | None, Asked | None]]:
     """Encodes the lesson, finds the layers that take part, reads what is beside it, measures a prior that is missing."""
     library, model, settings = job.library, job.model, job.settings
     needs_prior = settings.interference_weight > 0 or settings.basis_init == "contrastive"
@@ -215,9 +182,7 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
     if settings.when_full == "refuse":
         constrain(settings, layer_shapes(job.layers), library.ranks(job.shapes), earlier)
     with memory_advice(settings):
-        captions, remark = seen_captions(model, job.request)
-        job = yield from _remarked(job, remark)
-        examples = Examples(model.encode_pictures(job.request.pictures), model.encode_captions(captions))
+        job, captions, examples, asked = yield from _lesson_of(job)
         trigger = LearnedTrigger.of(settings, model, job.request.trigger, captions)
         check_latents(examples.latents)
         taking_part = trace_layers(model.denoiser, job.layers, examples)
@@ -233,8 +198,30 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
             logger.info("the base model was measured on %d captions, %.0f s in", count, seconds)
     moments = job.others.moments_sum() if needs_prior else None
     beside = Surroundings(earlier, prior if needs_prior else None, moments, library.capacity)
-    trainer = ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside, trigger)
-    return job, trainer, prior
+    change = job.adoption.change if job.adoption else {}
+    trainer = ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside, trigger, change)
+    return job, trainer, prior, asked
+
+
+def _lesson_of(job: Job) -> TrainingSteps[tuple[Job, list[str], Examples, Asked | None]]:
+    """A caption for each example, and what a teacher is asked at the end; the job has the pictures that a teacher drew."""
+    model, lesson = job.model, None
+    if job.adoption:
+        with job.adoption.teacher() as teacher:
+            lesson = yield from ask_teacher(teacher, job.request.subject)
+        job = replace(job, request=replace(job.request, pictures=lesson.pictures, captions=tuple(lesson.captions)))
+    captions, remark = seen_captions(model, job.request)
+    job = yield from _remarked(job, remark)
+    if lesson is None:
+        return job, captions, Examples(model.encode_pictures(job.request.pictures), model.encode_captions(captions)), None
+    captions, answers, held_out = lesson.for_pupil(captions, model.encode_captions(captions))
+    without = disagreement(model.denoiser, held_out)
+    if without < LEAST:
+        raise SeqLoRAError(
+            f"With {job.adoption.called if job.adoption else ''} on, the model predicts what it does without",
+            "check the trigger and that the LoRA is made for this model",
+        )
+    return job, captions, answers, (held_out, without)
 
 
 def _remarked(job: Job, remark: str) -> TrainingSteps[Job]:
@@ -266,7 +253,7 @@ def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note:
         precision=str(job.model.denoiser.dtype).removeprefix("torch."),
         model_family=job.model.family if job.automatic else None,
         chosen_automatically=list(job.automatic),
-        ended_early_at=concept.steps if concept.steps < job.settings.steps else None,
+        ended_early_at=concept.steps if 0 < concept.steps < job.settings.steps else None,
         note=note,
         resumed_at=resumed_at,
     )

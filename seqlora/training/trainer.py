@@ -18,7 +18,7 @@ from ..errors import SeqLoRAError
 from ..families import OTHER
 from ..lora.attach import ActiveConcepts, attached
 from ..lora.targets import layer_shapes
-from ..lora.types import Concept
+from ..lora.types import Concept, LoRAPair
 from ..method.moments import Moments
 from ..method.optimizer import BilevelOptimizer, Level, Rates
 from ..method.penalty import overlap_penalty
@@ -38,12 +38,13 @@ from .start import (
     earlier_bases,
     interference_of,
     orthonormalised,
-    start_basis,
+    start_pair,
 )
 from .trigger import LearnedTrigger
 
 MOST_ACTIVE = 16  # earlier concepts at a time, so that a step's cost does not grow with the library
 STEPS_BETWEEN_DRAWS = 4
+NO_CHANGE: Concept = {}
 RECORDED = ("losses", "penalties", "residuals", "gradients")  # of a `TrainedConcept`, one value a step
 
 
@@ -71,13 +72,14 @@ class ConceptTrainer:
         ranks: Mapping[str, int],
         beside: Surroundings,
         trigger: LearnedTrigger | None = None,
+        change: Concept = NO_CHANGE,
     ):
         check_latents(examples.latents)
         settings = settings.resolved(OTHER)
         self.denoiser, self.layers, self.settings, self.ranks, self.beside = denoiser, layers, settings, ranks, beside
         self.shapes = layer_shapes(layers)
         self.free_of, self.full_layers = constrain(settings, self.shapes, ranks, beside.earlier)
-        self.trigger = trigger
+        self.trigger, self.change = trigger, change
         self.rng = torch.Generator().manual_seed(settings.seed)
         seen = trigger.examples(examples) if trigger else examples
         self.batches = Batches(seen, denoiser, settings.batch_size, self.rng)
@@ -87,21 +89,23 @@ class ConceptTrainer:
     # -- before the first step
 
     def measure(self) -> TrainingSteps[None]:
-        """Measures what the layers see of the concept and starts the bases from it."""
+        """Measures what the layers see of the concept and starts from it, and from the `change` that is to be followed."""
         with memory_advice(self.settings):
             own = yield from measure_concept(self.denoiser, self.layers, self.batches)
         others = self.beside.others
-        bases = {
-            name: start_basis(self.settings, name, self.ranks[name], F, own, others, self.rng)
+        pairs = {
+            name: start_pair(self.settings, name, self.shapes[name], self.ranks[name], F, own, others, self.rng, self.change)
             for name, F in self.free_of.items()
         }
         for moment in own.by_input.values():
             moment.forget()  # it stays for the whole training; what the bases took of it is needed no more
-        self._build(own, bases)
+        self._build(own, pairs)
 
     def load_state_dict(self, state: State) -> None:
         """Goes on after the step that the state was taken at, and ends as if it had never stopped."""
-        self._build(state.moments, {name: torch.zeros(n, self.ranks[name]) for name, (_, n) in self.shapes.items()})
+        ranks, shapes = self.ranks, self.shapes
+        empty = {name: (torch.zeros(m, ranks[name]), torch.zeros(n, ranks[name])) for name, (m, n) in shapes.items()}
+        self._build(state.moments, {name: LoRAPair(*pair) for name, pair in empty.items()})
         counters = state.counters
         self.optimizer.restore(state.tensors, counters["passes"], counters["turn"])
         self.rng.set_state(torch.frombuffer(bytearray.fromhex(counters["rng"]), dtype=torch.uint8))
@@ -111,9 +115,9 @@ class ConceptTrainer:
         self.concept.steps = counters["step"]
         self.active.select(self._on)
 
-    def _build(self, own: Moments, bases: Mapping[str, Tensor]) -> None:
+    def _build(self, own: Moments, pairs: Mapping[str, LoRAPair]) -> None:
         settings, beside = self.settings, self.beside
-        self.stacks = build_stacks(self.shapes, bases, self.denoiser.device, self.denoiser.dtype)
+        self.stacks = build_stacks(pairs, self.denoiser.device, self.denoiser.dtype)
         free = settings.orthogonality == "none"
         self.optimizer = BilevelOptimizer(
             self.stacks,

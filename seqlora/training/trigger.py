@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,4 +62,4 @@ class LearnedTrigger:
     @torch.no_grad()
     def examples(self, examples: Examples) -> Examples:
         """All of them with the vectors as they are."""
-        return Examples(examples.latents, self.conds(examples, range(len(self.captions))))
+        return replace(examples, conds=self.conds(examples, range(len(self.captions))))
