@@ -65,12 +65,12 @@ COUNT = "() => { window.heard = 0; window.app.api.addEventListener('seqlora.trai
 
 def prepare(editor: Editor, steps: int, preview_every: int) -> dict[str, Any]:
     """Opens a workflow with one training, in view, and returns what the editor would queue."""
-    editor.load(read_workflow("teach_two_concepts"))
+    editor.load(read_workflow("SeqLoRA - first run (demo model)"))
     node, queued = editor.page.evaluate(
         """async ([kind, library, values]) => {
             const { graph } = window.app
-            const [first, second] = graph.nodes.filter((node) => node.type === kind)
-            graph.remove(second)
+            const [first] = graph.nodes.filter((node) => node.type === kind)
+            for (const node of [...graph.nodes]) if (node.pos[0] > first.pos[0]) graph.remove(node)
             const set = (node, values) => {
                 for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name]
             }

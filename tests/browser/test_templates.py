@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,24 @@ def test_wires_run_from_left_to_right_and_notes_use_no_code(path: Path):
     for node in nodes.values():
         if node["type"].endswith("Note"):
             assert not any("`" in text for text in node["widgets_values"])  # blue on brown in Nodes 2.0
+
+
+def wiring(workflow: dict[str, Any]) -> dict[tuple[int, str], Any]:
+    """What every input of every node is given: a value, or (node, output)."""
+    nodes, origin = workflow["nodes"], {link[0]: (link[1], link[2]) for link in workflow["links"]}
+    given = {(node["id"], name): value for node in nodes for name, value in node.get("widgets_values_named", {}).items()}
+    return given | {(n["id"], slot["name"]): origin[slot["link"]] for n in nodes for slot in n["inputs"] if slot["link"]}
+
+
+@each
+@pytest.mark.host
+def test_the_editor_reads_it_as_it_was_written_and_saves_it_so(host_editor: Editor, path: Path):
+    written = json.loads(path.read_text(encoding="utf-8"))
+    host_editor.load(written)
+    saved = host_editor.saved()
+    assert wiring(written).items() <= wiring(saved).items()
+    host_editor.load(saved)
+    assert host_editor.saved() == saved
 
 
 @each

@@ -6,16 +6,19 @@ import io
 import json
 import re
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from seqlora.demo.pictures import held_out_emoji, trigger_word
 from tests.support.hosts import PACK, HostServer
 
 pytestmark = pytest.mark.host
-NAMES = ("teach_two_concepts", "compose_two_concepts", "two_in_one_picture")
+FIRST, TWO = "SeqLoRA - first run (demo model)", "SeqLoRA - two in one picture"
+OWN = tuple(f"SeqLoRA - your own pictures ({model})" for model in ("demo model", "SD 1.5", "SDXL", "Flux"))
+NAMES = (FIRST, TWO, *OWN)
+LIBRARY = "my first library"  # which the first run makes
 NOTES = ("MarkdownNote", "Note")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
@@ -63,47 +66,84 @@ def test_the_template_browser_lists_them_under_the_pack(server: HostServer):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_workflow_and_thumbnail_are_served(server: HostServer, name: str):
-    assert server.get(f"/api/workflow_templates/seqlora/{name}.json") == read(name)
-    picture = server.get(f"/api/workflow_templates/seqlora/{name}.jpg")
+    assert server.get(f"/api/workflow_templates/seqlora/{quote(name)}.json") == read(name)
+    picture = server.get(f"/api/workflow_templates/seqlora/{quote(name)}.jpg")
     assert len(picture) <= 150_000
     with Image.open(io.BytesIO(picture)) as thumbnail:
         assert thumbnail.format == "JPEG" and min(thumbnail.size) >= 300
 
 
+def fits(value: Any, kind: Any, options: dict[str, Any]) -> bool:
+    """Whether a widget takes this value."""
+    choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+    if choices is not None:
+        return value in choices
+    if kind in ("INT", "FLOAT"):
+        return isinstance(value, int if kind == "INT" else (int, float)) and options["min"] <= value <= options["max"]
+    return isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind])
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_input_of_a_saved_node_is_one_of_the_schema(server: HostServer, name: str):
-    for node in read(name)["nodes"]:
-        if node["type"].startswith("SeqLoRA_"):
-            info = server.get(f"/object_info/{node['type']}")[node["type"]]
-            assert {slot["name"] for slot in node["inputs"]} == set(inputs_of(info)), node["type"]
-            assert [slot["name"] for slot in node["outputs"]] == info["output_name"], node["type"]
-            assert widgets_of(node, info).items() <= node.get("widgets_values_named", {}).items(), node["type"]
+def test_every_node_input_value_and_link_is_as_the_host_has_it(server: HostServer, name: str):
+    workflow = read(name)
+    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] not in NOTES}
+    infos = {kind: server.get(f"/object_info/{kind}")[kind] for kind in {node["type"] for node in nodes.values()}}
+    for node in nodes.values():
+        info, later = infos[node["type"]], {model["name"] for model in node["properties"].get("models", [])} | {LIBRARY}
+        inputs, values = inputs_of(info), widgets_of(node, info)
+        assert {slot["name"] for slot in node["inputs"]} == set(inputs), node["type"]
+        assert [slot["name"] for slot in node["outputs"]] == info["output_name"], node["type"]
+        assert values.items() <= node.get("widgets_values_named", {}).items(), node["type"]
+        wrong = {key: value for key, value in values.items() if value not in later and not fits(value, *inputs[key])}
+        assert not wrong, node["type"]
+    for _, source, output, target, place, kind in workflow["links"]:
+        slot = nodes[target]["inputs"][place]["name"]
+        given, taken = infos[nodes[source]["type"]]["output"][output], inputs_of(infos[nodes[target]["type"]])[slot][0]
+        assert given == taken == kind, (nodes[source]["type"], nodes[target]["type"], slot)
 
 
 def test_the_prompt_names_what_is_taught(server: HostServer):
-    taught = [node["inputs"]["concept"] for node in of_type(to_prompt(read(NAMES[0]), server), "SeqLoRA_DemoPictures")]
-    assert [n["inputs"]["concept_name"] for n in of_type(to_prompt(read(NAMES[0]), server), "SeqLoRA_TrainConcept")] == taught
-    compose = to_prompt(read(NAMES[1]), server)
-    (apply,) = of_type(compose, "SeqLoRA_ApplyComposed")
-    assert apply["inputs"]["concepts"].split("\n") == taught
-    text = " ".join(node["inputs"]["text"] for node in of_type(compose, "CLIPTextEncode"))
-    for emoji in (e for e in held_out_emoji() if e.name in taught):
-        assert f"{trigger_word(emoji)} {emoji.class_word}" in text
-    places = of_type(to_prompt(read(NAMES[2]), server), "SeqLoRA_ConceptRegion")
-    assert [place["inputs"]["text"].partition("@")[2] for place in places] == taught
+    first = to_prompt(read(FIRST), server)
+    taught = [node["inputs"]["concept"] for node in of_type(first, "SeqLoRA_DemoPictures")]
+    assert [node["inputs"]["concept_name"] for node in of_type(first, "SeqLoRA_TrainConcept")] == taught
+    for name in (FIRST, TWO):
+        places = of_type(to_prompt(read(name), server), "SeqLoRA_ConceptRegion")
+        assert [place["inputs"]["text"].partition("@")[2] for place in places] == taught
+    for name in OWN:
+        prompt = to_prompt(read(name), server)
+        (train,), (said,) = of_type(prompt, "SeqLoRA_TrainConcept"), of_type(prompt, "SeqLoRA_ConceptPrompt")
+        assert f'@"{train["inputs"]["concept_name"]}"' in said["inputs"]["text"]
+
+
+def own(name: str, server: HostServer) -> dict[str, dict]:
+    """The prompt of a template for own pictures, with a picture."""
+    folder = server.input_dir / "own"
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (80, 64), "orange").save(folder / "one.png")
+    prompt = to_prompt(read(name), server)
+    for node in of_type(prompt, "SeqLoRA_LoadPictures"):
+        node["inputs"]["folder"] = "own"
+    return prompt
+
+
+@pytest.mark.parametrize("name", OWN[1:])
+def test_nothing_but_the_models_files_is_missing(server: HostServer, name: str):
+    errors = server.post("/prompt", {"prompt": own(name, server), "client_id": server.client_id})["node_errors"]
+    told = [error for node in errors.values() for error in node["errors"]]
+    files = {model["name"] for node in read(name)["nodes"] for model in node["properties"].get("models", [])}
+    assert {error["type"] for error in told} == {"value_not_in_list"}
+    assert {error["extra_info"]["received_value"] for error in told} == files
 
 
 def test_taught_concepts_compose_to_a_picture(server: HostServer):
-    teach = to_prompt(read(NAMES[0]), server)
-    for node in of_type(teach, "SeqLoRA_TrainConcept"):
-        node["inputs"] |= {"steps": 4, "batch_size": 2}
-    server.run(teach, timeout=400)
-    for name, width in ((NAMES[1], 448), (NAMES[2], 512)):
-        outputs = server.run(to_prompt(read(name), server), timeout=200)
-        (image,) = [image for output in outputs.values() for image in output.get("images", [])]
+    for name, size in ((FIRST, (256, 512, 3)), (TWO, (256, 512, 3)), (OWN[0], (256, 256, 3))):
+        prompt = own(name, server)
+        for node in of_type(prompt, "SeqLoRA_TrainConcept"):
+            node["inputs"] |= {"steps": 4, "batch_size": 2}
+        outputs = server.run(prompt, timeout=400)
+        (image,) = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "output"]
         picture = np.asarray(Image.open(server.output_dir / image["subfolder"] / image["filename"]).convert("RGB"))
-        assert picture.shape == (256, width, 3)
-        assert picture.std() > 5
+        assert picture.shape == size and picture.std() > 5
 
 
 def test_help_pages_name_every_input_and_output(server: HostServer):

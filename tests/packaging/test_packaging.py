@@ -29,6 +29,7 @@ SCRIPTS = sorted([*(ROOT / "web").rglob("*.js"), *(ROOT / "web").rglob("*.mjs")]
 HOST_NODES = {
     *("MarkdownNote", "Note", "PrimitiveNode", "Reroute"),
     *("ConditioningCombine", "ConditioningSetAreaPercentage", "ConditioningZeroOut"),
+    *("DualCLIPLoader", "FluxGuidance", "UNETLoader", "VAELoader"),
     *("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "EmptySD3LatentImage"),
     *("KSampler", "LoraLoaderModelOnly", "ModelSamplingSD3", "VAEDecode", "VAEEncode"),
     *("BasicGuider", "BasicScheduler", "CFGGuider", "KSamplerSelect", "RandomNoise", "SamplerCustomAdvanced"),
