@@ -66,7 +66,8 @@ def _libraries() -> Iterator[Path]:
     """All libraries' folders, those first that win."""
     for root in _roots():
         if root.is_dir():
-            yield from sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
+            found = (path.parent for path in root.glob(f"*/{MANIFEST}"))
+            yield from sorted(path for path in found if not path.name.startswith("."))  # being unpacked
 
 
 def _named(name: str) -> list[Path]:

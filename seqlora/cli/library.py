@@ -1,4 +1,4 @@
-"""The command line's care of libraries: `seqlora info | remove | rename | verify | repair | copy`."""
+"""The command line's care of libraries: `seqlora info | remove | rename | verify | repair | copy | pack | unpack`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import SeqLoRAError
+from ..library.bundle import SUFFIX, name_of, pack, unpack
 from ..library.copy import copy
 from ..library.repair import repair
 from ..library.store import Library
@@ -35,6 +36,13 @@ def add_commands(command: Command) -> None:
     sub = made("copy", copy_concepts, "make a new library of some of the concepts")
     sub.add_argument("to", type=folder, help="the new library's folder")
     sub.add_argument("concepts", nargs="+")
+
+    sub = made("pack", pack_library, "write a library to one file, to hand on or to keep")
+    sub.add_argument("file", nargs="?", type=Path, help="by default the library's name with .zip, here")
+
+    sub = command("unpack", unpack_library, "make a library of such a file, checked before it is there")
+    sub.add_argument("file", type=Path)
+    sub.add_argument("library", nargs="?", type=folder, help="the library's folder; by default its own name, here")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -75,6 +83,16 @@ def repair_library(args: argparse.Namespace) -> None:
 def copy_concepts(args: argparse.Namespace) -> None:
     library = copy(Library.open(args.library), args.concepts, args.to)
     print(f"{library.path}: {', '.join(library.names)}")
+
+
+def pack_library(args: argparse.Namespace) -> None:
+    library = Library.open(args.library)
+    print(pack(library, args.file or Path(library.path.name + SUFFIX)))
+
+
+def unpack_library(args: argparse.Namespace) -> None:
+    library = unpack(args.file, args.library or Path(name_of(args.file)).resolve())
+    print(f"{library.path}: {', '.join(library.names) or 'no concepts'}")
 
 
 def _tell(path: Path) -> None:

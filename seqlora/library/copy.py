@@ -35,7 +35,7 @@ def copy(library: Library, names: Sequence[str], path: Path) -> Library:
     except OSError as error:
         raise SeqLoRAError(f"Could not make {path} ({error.strerror})", remedy(error)) from error
     try:
-        for file, sha256 in _files(part):
+        for file, sha256 in files(part):
             data = bytes(read_bytes(part.inside(file), MAX_FILE))
             if sha256 not in ("", hashlib.sha256(data).hexdigest()):
                 raise SeqLoRAError(f"{part.path / file} was changed since it was written", RESTORE)
@@ -46,7 +46,7 @@ def copy(library: Library, names: Sequence[str], path: Path) -> Library:
         raise
 
 
-def _files(library: Library) -> Iterator[tuple[str, str]]:
+def files(library: Library) -> Iterator[tuple[str, str]]:
     """All files but the manifest, with their hashes where these are known."""
     if library.manifest.prior_sha256:
         yield PRIOR, library.manifest.prior_sha256

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -384,3 +386,44 @@ def test_rename_and_remove_on_disk(host_editor: Editor, host_pets: Path):
         report.get_by_role("row", name="wolf").wait_for()
         assert report.get_by_role("img").evaluate("(image) => image.naturalWidth") > 400
         report.get_by_role("button", name="Close").click()
+
+
+DROPPED = """([selector, name, text]) => {
+    const dataTransfer = new DataTransfer()
+    dataTransfer.items.add(new File([Uint8Array.from(atob(text), (one) => one.charCodeAt(0))], name))
+    const target = document.querySelector(selector)
+    for (const kind of ['dragenter', 'dragover', 'drop']) {
+        target.dispatchEvent(new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer }))
+    }
+}"""
+
+
+@pytest.mark.host
+def test_a_library_is_saved_as_a_file_and_comes_back(host_editor: Editor, host_pets: Path, tmp_path: Path):
+    page, saved = host_editor.page, tmp_path / "pets.zip"
+    came = [host_pets.with_name(f"small pets {number}") for number in (2, 3)]
+    try:
+        with opened(host_editor) as tab:
+            tab.get_by_role("searchbox").fill("thing")
+            with page.expect_download() as download:
+                tab.get_by_role("region", name="small pets").get_by_role("button", name="Save as file").click()
+            assert download.value.suggested_filename == "small pets.zip"
+            download.value.save_as(saved)
+            tab.locator(".seqlora-open input").set_input_files(saved)
+            toast(host_editor, "The library \u201csmall pets 2\u201d is here")
+            tab.get_by_role("region", name="small pets 2").wait_for()
+            before = host_editor.saved()
+            page.evaluate(DROPPED, [".seqlora-tab", "pets.zip", base64.b64encode(saved.read_bytes()).decode()])
+            toast(host_editor, "The library \u201csmall pets 3\u201d is here")
+            assert host_editor.saved() == before
+            page.evaluate(DROPPED, [".seqlora-tab", "bad.zip", base64.b64encode(b"no zip").decode()])
+            toast(host_editor, "library.zip is no library's file")
+            page.evaluate(DROPPED, [".seqlora-tab", "cat.png", ""])
+            toast(host_editor, "cat.png is no library\u2019s file")
+            assert host_editor.violations(".seqlora-tab") == []
+            tab.get_by_role("searchbox").fill("")
+        assert [Library.open(path).digest for path in came] == [Library.open(host_pets).digest] * 2
+    finally:
+        for path in came:
+            shutil.rmtree(path, ignore_errors=True)
+    host_editor.problems.clear()  # the browser itself notes the answer 400

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from urllib.parse import quote
 
@@ -241,3 +243,22 @@ def test_the_report_of_nothing_is_a_sentence(server: HostServer):
     for path in ("report", "report.png"):
         status, sentence = refused(server, f"/seqlora/libraries/bare/{path}")
         assert status == 400 and "has no concepts yet" in sentence
+
+
+def test_a_library_goes_out_as_one_file_and_comes_in(server: HostServer, library: Library):
+    status, _, text = ask(server, "/seqlora/libraries/shelf/pack", b"")
+    told = json.loads(text)
+    assert status == 200 and told["name"] == "shelf.zip"
+    _, _, packed = ask(server, "/view?" + urllib.parse.urlencode(told["view"]))
+    assert len(packed) == told["size"] and ask(server, "/seqlora/libraries/shelf/pack", b"")[2] == text
+    status, _, text = ask(server, "/seqlora/unpack", packed)
+    made = library.path.with_name("shelf 2")
+    try:
+        assert status == 200 and json.loads(text)["name"] == "shelf 2"
+        assert contents(made) == contents(library.path) and verify(made) == []
+        assert "shelf 2" in {told["name"] for told in json.loads(ask(server, "/seqlora/libraries")[2])["libraries"]}
+    finally:
+        shutil.rmtree(made)
+    for data in (b"", b"no zip", packed[:-50]):
+        assert "library.zip is no library's file, or not a whole one" in refused(server, "/seqlora/unpack", data)[1]
+    assert not [path for path in library.path.parent.iterdir() if path.name.startswith(".unpack") or path.name == "shelf 2"]

@@ -1,11 +1,12 @@
-// The sidebar tab with all trainings and libraries: what they hold, how full they are; concepts are found, copied, renamed, removed, and dragged
-// into the graph.
+// The sidebar tab with all trainings and libraries: what they hold, how full they are; concepts are found, copied, renamed, removed,
+// and dragged into the graph; libraries are saved as files and opened from them.
 import { make, icon } from '../shared/dom.mjs'
 import { allNodes } from '../shared/find_library.mjs'
 import { number } from '../shared/i18n.mjs'
 import { DRAGGED, Inserter, listenForDrops } from '../shared/insert_concept.mjs'
 import { LOAD, TAKING } from '../shared/kinds.mjs'
 import { openShelf } from '../shared/libraries.mjs'
+import { opener, saver } from './bundle.mjs'
 import { showReport } from './report.mjs'
 import { TrainingList } from './trainings.mjs'
 
@@ -57,11 +58,16 @@ class Tab {
     })
     this.status = make('p', { class: 'seqlora-unseen', role: 'status' })
     this.body = make('div')
+    this.files = {
+      t, shelf, attempt: (act) => this.#try(act),
+      tell: (summary) => app.extensionManager.toast.add({ severity: 'info', summary, life: 4000 })
+    }
     this.root = make('div', { class: 'seqlora-tab' },
       make('h2', { class: 'seqlora-tab-title' }, t('library.title')),
       make('div', { class: 'seqlora-search-row' }, icon('search'), this.search),
       this.status,
       make('div', { class: 'seqlora-libraries' }, trainings.element, this.body))
+    this.root.append(opener(this.files, this.root))
   }
 
   // The host may call this at any time, also for a place where the tab is already.
@@ -145,10 +151,12 @@ class Tab {
       full,
       make('p', {}, this.t(left > 0 ? 'library.room' : 'library.full', used)),
       facts(this.t('library.ranks', { rank: library.rank }), library.targets, size(library.size)),
-      concepts.length > 0 && make('button', {
-        type: 'button', class: 'seqlora-button', 'data-key': `report ${library.name}`,
-        onclick: () => showReport(this, library.name)
-      }, icon('chart-bar'), this.t('library.report')))
+      concepts.length > 0 && make('div', {},
+        make('button', {
+          type: 'button', class: 'seqlora-button', 'data-key': `report ${library.name}`,
+          onclick: () => showReport(this, library.name)
+        }, icon('chart-bar'), this.t('library.report')),
+        saver(this.files, library.name)))
   }
 
   #card(library, concept) {

@@ -63,6 +63,17 @@ class Shelf {
     return this.#ask(`${at(library, concept)}/remove`, {})
   }
 
+  // Where the library can be had as one file, and what it is to be called.
+  async pack(library) {
+    const { name, view } = await this.#ask(`${at(library)}/pack`, {})
+    return { name, url: this.#api.apiURL(`/view?${new URLSearchParams(view)}`) }
+  }
+
+  // Makes a library of such a file.
+  unpack(file) {
+    return this.#answer(this.#api.fetchApi('/seqlora/unpack', { method: 'POST', body: file }))
+  }
+
   // The concept's picture; its initial where it has none.
   picture(library, concept) {
     const { name, thumbnail, created } = concept
@@ -86,7 +97,11 @@ class Shelf {
 
   async #ask(path, body) {
     const options = body && { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) }
-    const response = await this.#api.fetchApi(path, options)
+    return this.#answer(this.#api.fetchApi(path, options))
+  }
+
+  async #answer(asked) {
+    const response = await asked
     const answer = await response.json().catch(() => ({}))
     if (!response.ok) throw new Refusal(answer.error ?? `${response.status} ${response.statusText}`, response.status)
     return answer
