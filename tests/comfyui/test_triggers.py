@@ -40,7 +40,7 @@ def test_a_text_encoder_reads_vectors_where_the_trigger_stands(ran: Any, family:
 def test_vectors_are_learned(figures: Any, family: str):
     found = figures(family)
     assert sorted(found["vectors"]) == sorted(ENCODERS[family]) and all(shape[0] == 2 for shape in found["vectors"].values())
-    assert found["moved"] > 0.05 and found["notes"] == ["", ""]
+    assert found["moved"] > 0.05 and not any("vectors" in note for note in found["notes"])
     before, after = found["losses"]
     assert after < before
 
