@@ -31,7 +31,7 @@ def parts(bench: Bench, run: Run, count: int) -> list[dict[str, Any]]:
     for strength, without in [*((s, "") for s in STRENGTHS), *((1.0, k) for k in kinds)]:
         left = [{layer: pair for layer, pair in c.items() if kind(layer) != without} for c in lessons.concepts]
         composed = compose([(concept, strength) for concept in left])
-        judged = measures.judge(measures.draw(bench.model, composed, prompts, 1), emoji, among, range(count))
+        judged = measures.judge(measures.draw(bench.model, composed, prompts, 1, lessons.triggers), emoji, among, range(count))
         base = measures.base_accuracy(bench.model, composed) / bare
         rows.append({"strength": strength, "without": without, "base": base, "cosine": judged["cosine"]})
     return rows

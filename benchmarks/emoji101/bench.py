@@ -20,7 +20,7 @@ from pathlib import Path
 from . import records
 from .ablation import MOST, parts
 from .cost import step_cost
-from .experiment import TUNING, Bench, best, tuning_figures
+from .experiment import Bench, best, tuning_figures
 from .methods import BOUNDED, METHODS
 from .model import LOADERS
 
@@ -38,8 +38,9 @@ def _start(architecture: str, out: Path, results: Path) -> None:
 
 def _tune(job: tuple[str, int]) -> tuple[str, int, dict]:
     key, index = job
-    run = _bench.run(key, METHODS[key].grid[index], 0, TUNING, test=False)
-    return key, index, _bench.result(run, TUNING, full=False)
+    method = METHODS[key]
+    run = _bench.run(key, method.grid[index], 0, method.tried_on, test=False)
+    return key, index, _bench.result(run, method.tried_on, full=False)
 
 
 def _run(job: tuple[str, dict, int, int]) -> str:

@@ -28,7 +28,7 @@ from seqlora.training.progress import run_to_end
 from seqlora.training.trainer import RECORDED
 
 from . import measures, records, subjects
-from .methods import BATCH_SIZE, CAPACITY, METHODS, RANK
+from .methods import BATCH_SIZE, CAPACITY, METHODS, RANK, TUNING
 from .model import load
 from .sequence import TARGETS, Lessons, Run, prior_of, run_key
 
@@ -36,7 +36,6 @@ SIZES = (1, 4, 16, 32, 64, 101)
 SUBSETS = 20
 PAIRS = 12
 CHECKED = 4  # concepts whose forgetting bound is checked
-TUNING = 12  # concepts
 STRIP = 10  # concepts that are shown
 PARTS = 6  # of a training, over which its curves are averaged: single steps are noise
 
@@ -121,21 +120,21 @@ class Bench:
         among = subjects.references(lessons.emoji)
         found: dict[str, list] = {}
         for i, (emoji, concept) in enumerate(zip(lessons.emoji, lessons.concepts, strict=False)):
-            pictures = measures.draw(self.model, concept, [subjects.prompt(emoji)])
+            pictures = measures.draw(self.model, concept, [subjects.prompt(emoji)], triggers=lessons.triggers)
             judged = measures.judge(pictures, [emoji], among, [i])
-            loss = measures.denoising(self.model, concept, subjects.held_out_examples(self.model, emoji))
+            loss = measures.denoising(self.model, concept, subjects.held_out_examples(self.model, emoji, lessons.triggers))
             for key, value in (judged | {"loss": [loss]}).items():
                 found.setdefault(key, []).extend(value)
         return found
 
     def composed(self, lessons: Lessons, short: bool = False) -> dict[str, Any]:
         """All concepts so far, summed."""
-        emoji, everything = lessons.taught, lessons.composed()
-        pictures = measures.draw(self.model, everything, [subjects.prompt(e) for e in emoji])
+        emoji, everything, words = lessons.taught, lessons.composed(), lessons.triggers
+        pictures = measures.draw(self.model, everything, [subjects.prompt(e) for e in emoji], triggers=words)
         found: dict[str, Any] = measures.judge(pictures, emoji, subjects.references(emoji), range(len(emoji)))
         found["prior"] = measures.base_accuracy(self.model, everything)
         if not short:
-            held_out = [subjects.held_out_examples(self.model, e) for e in emoji]
+            held_out = [subjects.held_out_examples(self.model, e, words) for e in emoji]
             found["loss"] = [measures.denoising(self.model, everything, examples) for examples in held_out]
         return found
 
@@ -164,7 +163,8 @@ class Bench:
     def strip(self, lessons: Lessons) -> Image.Image:
         """The first concepts in a row, all of the library on: above as they are, below as drawn."""
         emoji = lessons.taught[:STRIP]
-        drawn = measures.draw(self.model, lessons.composed(), [subjects.prompt(e) for e in emoji], 1)[:, 0]
+        prompts, words = [subjects.prompt(e) for e in emoji], lessons.triggers
+        drawn = measures.draw(self.model, lessons.composed(), prompts, 1, words)[:, 0]
         real = torch.cat([subjects.concept_pictures(e, 1, 9001)[0] for e in emoji])
         grid = torch.cat([torch.cat(list(row), 2) for row in (real, drawn)], 1)
         return Image.fromarray(((grid + 1) * 127.5).clamp(0, 255).byte().movedim(0, -1).numpy())
@@ -172,7 +172,7 @@ class Bench:
     def subsets(self, lessons: Lessons, seed: int) -> dict[str, list[list[float]]]:
         """Pairs of cosines: a concept drawn beside random others, and alone."""
         pick, count = random.Random(seed), len(lessons.concepts)
-        among = subjects.references(lessons.taught)
+        among, words = subjects.references(lessons.taught), lessons.triggers
         found: dict[str, list[list[float]]] = {}
         for size in (4, 16):
             if size > count:
@@ -183,8 +183,9 @@ class Bench:
                 prompt = [subjects.prompt(lessons.emoji[i])]
                 composed = compose([(lessons.concepts[j], 1.0) for j in chosen])
                 pair = [
-                    measures.judge(measures.draw(self.model, on, prompt), [lessons.emoji[i]], among, [i])["cosine"][0]
+                    measures.judge(pictures, [lessons.emoji[i]], among, [i])["cosine"][0]
                     for on in (composed, lessons.concepts[i])
+                    for pictures in [measures.draw(self.model, on, prompt, triggers=words)]
                 ]
                 found.setdefault(str(size), []).append(pair)
         return found
@@ -195,9 +196,8 @@ class Bench:
         if len(emoji) < 2:
             return {}
         chosen = subjects.pairs(emoji, PAIRS, seed)
-        pictures = measures.draw(
-            self.model, lessons.composed(), [subjects.pair_prompt(emoji[a], emoji[b]) for a, b in chosen], 2
-        )
+        prompts = [subjects.pair_prompt(emoji[a], emoji[b]) for a, b in chosen]
+        pictures = measures.draw(self.model, lessons.composed(), prompts, 2, lessons.triggers)
         return measures.judge_pairs(pictures, chosen, subjects.references(emoji))
 
     def file(self, key: str, run: Run, tuned: Mapping[str, float], count: int) -> None:
@@ -219,8 +219,8 @@ class Bench:
         found = []
         layers = self.model.layers(TARGETS)
         for j in range(min(CHECKED, count)):
-            examples = subjects.held_out_examples(self.model, lessons.emoji[j])
-            others = subjects.examples(self.model, lessons.emoji[j], subjects.HELD_OUT, 9002)
+            examples = subjects.held_out_examples(self.model, lessons.emoji[j], lessons.triggers)
+            others = subjects.examples(self.model, lessons.emoji[j], subjects.HELD_OUT, 9002, lessons.triggers)
             batches = Batches(others, self.model.denoiser, 8, torch.Generator().manual_seed(j))
             unseen = run_to_end(measure(self.model.denoiser, layers, (batches.next() for _ in range(8)), 8))
             for source, moments in (("as stored", lessons.moments[j]), ("measured on other unseen pictures", unseen)):

@@ -11,8 +11,9 @@ from seqlora.backends.model import HeadlessModel
 from seqlora.demo.classifier import load_classifier
 from seqlora.demo.pictures import Emoji
 from seqlora.diffusion.batches import Examples
+from seqlora.diffusion.model import NO_TRIGGERS
 from seqlora.diffusion.sampling import euler
-from seqlora.lora.types import LoRAPair
+from seqlora.lora.types import LoRAPair, Triggers
 
 from . import subjects
 
@@ -24,9 +25,15 @@ BASE_EMOJI = 192
 
 
 @torch.no_grad()
-def draw(model: HeadlessModel, composed: Mapping[str, LoRAPair], prompts: Sequence[str], samples: int = SAMPLES) -> Tensor:
+def draw(
+    model: HeadlessModel,
+    composed: Mapping[str, LoRAPair],
+    prompts: Sequence[str],
+    samples: int = SAMPLES,
+    triggers: Triggers = NO_TRIGGERS,
+) -> Tensor:
     """Pictures (prompts, samples, 3, H, W) in -1..1. A prompt gets the same noise whatever is asked beside it."""
-    conds = [cond for cond in model.encode_captions(prompts) for _ in range(samples)]  # type: ignore[attr-defined]
+    conds = [cond for cond in model.encode_captions(prompts, triggers) for _ in range(samples)]  # type: ignore[attr-defined]
     uncond = model.encode_captions([""])  # type: ignore[attr-defined]
     noise = torch.randn(samples, *model.latent_shape, generator=torch.Generator().manual_seed(0)).repeat(len(prompts), 1, 1, 1)
     parts = []

@@ -18,6 +18,7 @@ STEPS, BATCH_SIZE, RANK = 60, 4, 4
 REVISION = 1
 KEPT = 0.95  # share of the base model's own emoji that a library should leave
 CAPACITY = 32  # concepts that the libraries are planned for; more are taught
+TUNING = 12  # concepts that no test uses
 BASE = Settings(steps=STEPS, batch_size=BATCH_SIZE)
 PUBLISHED, PENALISED, OURS, CONTEXTS, CHANGES, TOGETHER = (
     "as published",
@@ -42,6 +43,11 @@ WEAKER = (
     *RATES_AND_STRENGTHS,
 )
 STRONGER = (*RATES_AND_STRENGTHS, {"learning_rate": 1.6e-1, "interference_weight": 1.6})
+# A trigger's vectors, at the rate and strength that the row without them was tuned to.
+TRIGGERS = tuple(
+    {"learning_rate": 4e-2, "interference_weight": 0.4, "trigger_vectors": count, "trigger_learning_rate": rate}
+    for count, rate in ((0, 0.05), (1, 0.02), (1, 0.05), (2, 0.02), (2, 0.05))
+)
 OUR_START = {"co_training": "stochastic", "basis_init": "contrastive"}
 RATES_AND_OVERLAPS = (
     {"learning_rate": 3e-3, "overlap": 0.1},
@@ -59,6 +65,7 @@ class Method:
     changes: Mapping[str, Any] = field(default_factory=dict)
     tuned_like: str = ""  # the row whose tuning it takes
     grid: Sequence[Mapping[str, float]] = RATES_AND_STRENGTHS
+    tried_on: int = TUNING  # concepts on which the grid is tried
     capacity: int = CAPACITY  # planned concepts as far as they decide the layers' rank
     planned: int = CAPACITY  # planned concepts as far as they scale the penalty
     contrast: float = 0.0  # least contrast of a layer that gets any rank, see Bench.contrast
@@ -160,6 +167,7 @@ METHODS: dict[str, Method] = {
     "planned-101": Method(
         "SeqLoRA, rank and penalty planned for 101", CHANGES, tuned_like="seqlora", capacity=101, planned=101
     ),
+    "triggers": Method("SeqLoRA, learned triggers", CHANGES, grid=TRIGGERS, tried_on=16),
     "together": Method("one LoRA for all", TOGETHER, "lora", grid=RATES, together=True),
 }
 assert all(method.core in CORE for method in METHODS.values())

@@ -12,9 +12,8 @@ from typing import Any
 
 from . import records, tables
 from .bars import bars
-from .experiment import TUNING
 from .found import Found, read
-from .methods import BATCH_SIZE, CAPACITY, KEPT, METHODS, RANK, STEPS
+from .methods import BATCH_SIZE, CAPACITY, KEPT, METHODS, RANK, STEPS, TUNING
 from .model import LOADERS
 from .tables import DEFAULT
 

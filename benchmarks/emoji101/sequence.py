@@ -9,21 +9,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from seqlora.backends.model import HeadlessModel
-from seqlora.demo.pictures import Emoji
+from seqlora.demo.pictures import Emoji, trigger_word
 from seqlora.diffusion.batches import Batches, Examples
+from seqlora.diffusion.model import NO_TRIGGERS
 from seqlora.io.safetensors_file import read_tensors, write_tensors
 from seqlora.library.store import request_hash
 from seqlora.lora.compose import compose
 from seqlora.lora.formats import from_native, to_native
-from seqlora.lora.types import LoRAPair
+from seqlora.lora.types import Concept, LoRAPair, Triggers, Vectors
+from seqlora.lora.vectors import KEY, pack, unpack
 from seqlora.method.moments import Moments
 from seqlora.method.trained import TrainedConcept
 from seqlora.settings import Settings, legacy_names
 from seqlora.training.measure import measure_concept, measure_prior
 from seqlora.training.progress import Progress, TrainingSteps, run_to_end
 from seqlora.training.trainer import RECORDED, train_concept
+from seqlora.training.trigger import LearnedTrigger
 
 from . import subjects
 from .methods import REVISION
@@ -39,12 +43,19 @@ class Lessons:
     emoji: list[Emoji]
     concepts: list[dict[str, LoRAPair]] = field(default_factory=list)
     moments: list[Moments] = field(default_factory=list)
+    vectors: list[Vectors] = field(default_factory=list)  # of each one's trigger
     about: list[dict] = field(default_factory=list)  # losses, seconds, full layers of each
     together: bool = False  # one adapter holds all of them
 
     @property
     def taught(self) -> list[Emoji]:
         return self.emoji if self.together else self.emoji[: len(self.concepts)]
+
+    @property
+    def triggers(self) -> Triggers:
+        """What the triggers so far mean, where concepts have learned that."""
+        pairs = zip(self.emoji, self.vectors, strict=False)
+        return {trigger_word(emoji): vectors for emoji, vectors in pairs if vectors}
 
     def composed(self) -> dict[str, LoRAPair]:
         """All concepts so far, summed."""
@@ -78,35 +89,45 @@ class Run:
         total: Moments | None = None
         for number, emoji in enumerate(self.emoji):
             settings = self.settings.with_(seed=1000 * self.seed + number)
-            examples = subjects.training_examples(self.model, emoji, self.seed)
             path = self.path(number)
             if path.exists():
-                pairs, about = read_concept(path)
+                pairs, vectors, about = read_concept(path)
+                own = {trigger_word(emoji): vectors} if vectors else NO_TRIGGERS
+                examples = subjects.training_examples(self.model, emoji, self.seed, own)
                 batches = Batches(
                     examples, self.model.denoiser, settings.batch_size, torch.Generator().manual_seed(settings.seed)
                 )
                 moments = run_to_end(measure_concept(self.model.denoiser, layers, batches))
             else:
-                trained, about = timed(
-                    train_concept(
-                        self.model.denoiser,
-                        layers,
-                        examples,
-                        settings,
-                        self.ranks,
-                        lessons.concepts,
-                        self.prior,
-                        total,
-                        capacity=self.planned,
-                    )
-                )
-                pairs, moments = trained.pairs, trained.moments
-                write_concept(path, pairs, about)
+                trained, about = timed(self._train(layers, emoji, settings, lessons.concepts, total))
+                pairs, vectors, moments = trained.pairs, trained.vectors, trained.moments
+                write_concept(path, pairs, vectors, about)
             lessons.concepts.append(pairs)
+            lessons.vectors.append(vectors)
             lessons.moments.append(moments)
             lessons.about.append(about)
             total = moments if total is None else total + moments
             yield lessons
+
+    def _train(
+        self,
+        layers: Mapping[str, nn.Module],
+        emoji: Emoji,
+        settings: Settings,
+        earlier: Sequence[Concept],
+        total: Moments | None,
+    ) -> TrainingSteps[TrainedConcept]:
+        model, planned = self.model, self.planned
+        examples = subjects.training_examples(model, emoji, self.seed)
+        trigger = LearnedTrigger.of(
+            settings,
+            model,  # type: ignore[arg-type]
+            trigger_word(emoji),
+            subjects.captions(emoji, subjects.PICTURES, self.seed),
+        )
+        return train_concept(
+            model.denoiser, layers, examples, settings, self.ranks, earlier, self.prior, total, planned, trigger
+        )
 
     def _teach_together(self) -> Lessons:
         """One adapter of all concepts' ranks, pictures and passes."""
@@ -114,14 +135,14 @@ class Run:
         count = len(self.emoji)
         lessons, path = Lessons(list(self.emoji), together=True), self.path(0)
         if path.exists():
-            pairs, about = read_concept(path)
+            pairs, _, about = read_concept(path)
         else:
             parts = [subjects.training_examples(self.model, emoji, self.seed) for emoji in self.emoji]
             examples = Examples([x for part in parts for x in part.latents], [c for part in parts for c in part.conds])
             settings = self.settings.with_(seed=1000 * self.seed, steps=self.settings.steps * count)
             trained, about = timed(train_concept(self.model.denoiser, layers, examples, settings, self.ranks))
             pairs = trained.pairs
-            write_concept(path, pairs, about)
+            write_concept(path, pairs, {}, about)
         lessons.concepts.append(pairs)
         lessons.about.append(about)
         return lessons
@@ -147,13 +168,13 @@ def timed(run: TrainingSteps[TrainedConcept]) -> tuple[TrainedConcept, dict]:
     }
 
 
-def write_concept(path: Path, pairs: dict[str, LoRAPair], about: dict) -> None:
-    write_tensors(path, to_native(pairs), {"about": json.dumps(about)})
+def write_concept(path: Path, pairs: dict[str, LoRAPair], vectors: Vectors, about: dict) -> None:
+    write_tensors(path, to_native(pairs), {"about": json.dumps(about)} | ({KEY: pack(vectors)} if vectors else {}))
 
 
-def read_concept(path: Path) -> tuple[dict[str, LoRAPair], dict]:
+def read_concept(path: Path) -> tuple[dict[str, LoRAPair], Vectors, dict]:
     tensors, metadata = read_tensors(path, MAX_CONCEPT)
-    return from_native(tensors), json.loads(metadata["about"])
+    return from_native(tensors), unpack(metadata[KEY]) if KEY in metadata else {}, json.loads(metadata["about"])
 
 
 def prior_of(model: HeadlessModel) -> Moments:

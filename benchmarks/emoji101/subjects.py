@@ -13,6 +13,8 @@ from seqlora.backends.model import HeadlessModel
 from seqlora.demo.classifier import load_classifier
 from seqlora.demo.pictures import Emoji, all_emoji, concept_pictures, generic_captions, held_out_emoji, trigger_word
 from seqlora.diffusion.batches import Examples
+from seqlora.diffusion.model import NO_TRIGGERS
+from seqlora.lora.types import Triggers
 
 TEACHABLE = 101  # of the 120 held-out emoji; the other 19 are for tuning
 PICTURES = 5  # per concept
@@ -43,20 +45,23 @@ def prompt(emoji: Emoji) -> str:
     return f"a photo of {trigger_word(emoji)} {emoji.class_word}"
 
 
-def examples(model: HeadlessModel, emoji: Emoji, count: int, seed: int) -> Examples:
+def captions(emoji: Emoji, count: int, seed: int) -> list[str]:
+    return [f"{prompt(emoji)} on a {background} background" for background in concept_pictures(emoji, count, seed)[1]]
+
+
+def examples(model: HeadlessModel, emoji: Emoji, count: int, seed: int, triggers: Triggers = NO_TRIGGERS) -> Examples:
     """Latents and conditionings of `count` pictures."""
-    pictures, backgrounds = concept_pictures(emoji, count, seed)
-    captions = [f"{prompt(emoji)} on a {background} background" for background in backgrounds]
+    pictures, _ = concept_pictures(emoji, count, seed)
     latents = model.encode_pictures(list((pictures.movedim(1, -1) + 1) / 2))  # type: ignore[attr-defined]
-    return Examples(latents, model.encode_captions(captions))  # type: ignore[attr-defined]
+    return Examples(latents, model.encode_captions(captions(emoji, count, seed), triggers))  # type: ignore[attr-defined]
 
 
-def training_examples(model: HeadlessModel, emoji: Emoji, seed: int) -> Examples:
-    return examples(model, emoji, PICTURES, seed)
+def training_examples(model: HeadlessModel, emoji: Emoji, seed: int, triggers: Triggers = NO_TRIGGERS) -> Examples:
+    return examples(model, emoji, PICTURES, seed, triggers)
 
 
-def held_out_examples(model: HeadlessModel, emoji: Emoji) -> Examples:
-    return examples(model, emoji, HELD_OUT, 9000)
+def held_out_examples(model: HeadlessModel, emoji: Emoji, triggers: Triggers = NO_TRIGGERS) -> Examples:
+    return examples(model, emoji, HELD_OUT, 9000, triggers)
 
 
 def references(emoji: Sequence[Emoji]) -> Tensor:
