@@ -17,6 +17,7 @@ from benchmarks.emoji101.experiment import Bench
 from benchmarks.emoji101.methods import METHODS
 from benchmarks.emoji101.subjects import concepts
 from seqlora.demo.demo_model import DemoModel
+from seqlora.demo.pictures import trigger_word
 from seqlora.diffusion.batches import Batches
 from seqlora.lora.compose import compose
 from seqlora.method.metrics import basis_error
@@ -300,3 +301,24 @@ def test_intervals_are_students(count: int, student: float):
     expected = student * torch.tensor(values, dtype=torch.float64).std().item() / count**0.5
     assert error == pytest.approx(expected, rel=1e-4) and mean == pytest.approx(sum(values) / count)
     assert gathered.show([0.9, 0.8]) == "0.850 (0.800 to 0.900)"
+
+
+def test_learned_triggers_are_kept_and_put_in(small):
+    bench, _, _ = small
+    run = bench.run("triggers", dict(METHODS["triggers"].grid[1]), 0, 1)
+    (taught,) = run.teach()
+    vectors, moments = taught.vectors[0]["micro"], taught.moments[0]
+    (again,) = run.teach()  # from disk
+    assert vectors.shape == (1, 128) and torch.equal(again.vectors[0]["micro"], vectors)
+    assert all(torch.equal(again.moments[0].by_input[name].sketch, own.sketch) for name, own in moments.by_input.items())
+    (emoji,) = taught.taught
+    assert list(taught.triggers) == [trigger_word(emoji)]
+    word = trigger_word(emoji)
+    start = bench.model.own_vectors(word, 1)["micro"]
+    assert not torch.allclose(vectors, start, rtol=0.01)
+    drawn, bare = (
+        measures.draw(bench.model, taught.composed(), [subjects.prompt(emoji)], 1, words) for words in (taught.triggers, {})
+    )
+    assert not torch.allclose(drawn, bare, atol=1e-3)
+    (plain,) = bench.run("triggers", dict(METHODS["triggers"].grid[0]), 0, 1).teach()
+    assert plain.triggers == {} and plain.vectors == [{}]

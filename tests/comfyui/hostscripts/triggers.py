@@ -17,6 +17,7 @@ import comfy.model_management
 import comfy.sd
 import comfy.sd1_clip
 import comfy.sdxl_clip
+import comfy.text_encoders.flux
 import comfy.text_encoders.sd3_clip
 import folder_paths
 import tiny
@@ -66,6 +67,10 @@ def text_encoder(family: str, embeddings: str) -> comfy.sd.CLIP:
         "SD3": (
             comfy.text_encoders.sd3_clip.sd3_clip(dtype_t5=torch.bfloat16),
             comfy.text_encoders.sd3_clip.SD3Tokenizer,
+        ),
+        "Flux.1 dev": (
+            comfy.text_encoders.flux.flux_clip(dtype_t5=torch.bfloat16),
+            comfy.text_encoders.flux.FluxTokenizer,
         ),
     }
     kind, tokenizer = kinds[family]
@@ -219,7 +224,9 @@ class Trial:
         with torch.inference_mode(), host.training_model(*self.models, False) as model:
             own = {"zobiku": model.own_vectors("zobiku", count)}
         found = encode(host.with_own_words(self.clip, own), CAPTION)
-        return float((found[0][0] - bare[0][0]).abs().max())
+        pooled = [said[0][1].get("pooled_output") for said in (found, bare)]
+        pairs = [(found[0][0], bare[0][0]), *([pooled] if pooled[0] is not None else [])]
+        return max(float((one - other).abs().max()) for one, other in pairs)
 
     def parts(self, clip: Any) -> dict[str, str]:
         with torch.inference_mode(), host.training_model(self.models[0], clip, self.models[2], False) as model:
