@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, demo, export, host, library, maintenance, pictures, prompt, regions, report, train, training_options
+from . import adopt, apply, demo, export, host, library, maintenance, pictures, prompt, regions, report, train, training_options
 from .server import bundle_routes, library_routes, picture_routes, training_status
 
 # In this order the editor offers them where a link is dropped: what is wanted most comes first.
-MODULES = (prompt, regions, apply, train, training_options, pictures, library, report, export, maintenance, demo)
+MODULES = (prompt, regions, apply, train, training_options, adopt, pictures, library, report, export, maintenance, demo)
 NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
 
 

@@ -192,6 +192,8 @@ def summary(taught: TrainResult) -> str:
         lines.append(f"went on from step {report.resumed_at}")
     if report.ended_early_at is not None:
         lines.append(f"ended early, at step {report.ended_early_at} of {record.settings['steps']}")
+    if report.kept is not None:
+        lines.append(f"kept {report.kept:.0%} of what {report.adopted_from} does")
     lines.append(f"loss {report.first_loss:.4f} -> {report.last_loss:.4f} in {report.seconds} s")
     lines.append(f"library {library.path.name}: {len(library.concepts)} of {library.capacity} concepts")
     return "\n".join(lines)

@@ -62,6 +62,7 @@ OTHERS = {
     "RemoveConcept": ("Remove Concept", [300, 80]),
     "ConceptPrompt": ("Concept Prompt", [420, 330]),
     "ApplyComposed": ("Apply Composed SeqLoRA", [340, 420]),
+    "AdoptLoRA": ("Adopt LoRA", [320, 240]),
 }
 PROMPT = "a photo of @penguin beside @sunflower:0.8"
 WRITE = "([id, text]) => { window.app.graph.getNodeById(id).widgets[0].value = text }"
@@ -188,7 +189,7 @@ def the_rest(browser: Any, server: HostServer, out: Path) -> None:
     editor.add("SeqLoRA_TrainingOptions", (500 * len(nodes), 0))
     shoot_nodes(page, help_picture(out, "TrainingOptions"), ("SeqLoRA Training Options",))
     shoot_nodes(page, help_picture(out, "LoadLibrary"), ("Load Concept Library",))
-    for name in ("RemoveConcept", "ConceptPrompt", "ApplyComposed"):  # these must not run
+    for name in ("RemoveConcept", "ConceptPrompt", "ApplyComposed", "AdoptLoRA"):  # these must not run
         shoot_nodes(page, help_picture(out, name), (OTHERS[name][0],))
         page.evaluate("(id) => window.app.graph.remove(window.app.graph.getNodeById(id))", nodes[name])
     page.evaluate("() => window.app.queuePrompt(0)")

@@ -5,6 +5,7 @@ The rest of the pack sees the names below.
 
 from __future__ import annotations
 
+from .adopt import adopted_lora, lora_names, lora_state
 from .apply import apply_adapter
 from .denoiser import Caption, HostDenoiser
 from .folders import (
@@ -33,6 +34,7 @@ __all__ = [
     "Interrupted",
     "Regions",
     "add_routes",
+    "adopted_lora",
     "apply_adapter",
     "check_model",
     "embeddings_folder",
@@ -45,6 +47,8 @@ __all__ = [
     "lengthened",
     "library_names",
     "library_path",
+    "lora_names",
+    "lora_state",
     "new_library_path",
     "next_lora_path",
     "without_inference_mode",

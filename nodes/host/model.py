@@ -25,15 +25,15 @@ import comfy.weight_adapter
 import torch
 from torch import Tensor, nn
 
-from ...seqlora.demo.pictures import generic_captions
+from ...seqlora.demo.pictures import contexts, generic_captions
 from ...seqlora.diffusion.model import NO_TRIGGERS
 from ...seqlora.errors import SeqLoRAError
-from ...seqlora.families import family_of
+from ...seqlora.families import FAMILIES, family_of
 from ...seqlora.io.text import literal
 from ...seqlora.lora.layouts import layout_from_native
 from ...seqlora.lora.targets import TARGETS, choose_layers, layer_shapes, linear_layers, repeated_blocks
 from ...seqlora.lora.types import Triggers, Vectors
-from ...seqlora.training.captions import GENERIC_CAPTIONS
+from ...seqlora.training.captions import CONTEXTS, GENERIC_CAPTIONS
 from .belonging import check_latents_fit, check_through, other_kind, pieces_of
 from .demo_model import DemoConfig
 from .denoiser import Caption, HostDenoiser
@@ -140,6 +140,8 @@ class HostModel:
         demo = isinstance(base.model_config, DemoConfig)
         self.family = "demo" if demo else family_of(self.layout, layer_shapes(self.layers("attention")))
         self.generic_captions: Sequence[str] = generic_captions() if demo else GENERIC_CAPTIONS
+        self.contexts: Sequence[str] = contexts() if demo else CONTEXTS
+        self.default_guidance = 3.0 if self.denoiser.flow else 6.0
         # Models with distilled guidance are taught as they are without it.
         self._extra = {"guidance": 1.0} if base.model_config.unet_config.get("guidance_embed") else {}
         self._shape: tuple[int, ...] = ()  # of the first picture's latents
@@ -150,6 +152,18 @@ class HostModel:
 
     def linear_layers(self) -> dict[str, nn.Module]:
         return linear_layers(self.patcher.model.diffusion_model)
+
+    @property
+    def latent_shape(self) -> Sequence[int]:
+        side = FAMILIES[self.family].resolution
+        return self.encode_pictures([torch.full((side, side, 3), 0.5)])[0].shape
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Of a moving picture the first frame."""
+        self.denoiser.rest()
+        with torch.inference_mode():
+            decoded = self.vae.decode(self.patcher.model.process_latent_out(latents))
+        return decoded.reshape(len(latents), -1, *decoded.shape[-3:])[:, 0].float().cpu().clone()
 
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         self.denoiser.rest()

@@ -48,7 +48,7 @@ class Adoption:
 
     called: str  # the file's name
     digest: str  # of the file: what pictures are to other requests
-    change: Concept  # what it does to layers, or near to it: the start
+    change: Callable[[], Concept]  # what it does to layers, or near to it: the start
     teacher: Callable[[], AbstractContextManager[DrawingModel]]  # the model while the LoRA is on
     fast: bool = False  # the start is all
     note: str = ""  # a sentence on what is left out
@@ -80,7 +80,7 @@ def adopted_file(model: SamplingModel, path: Path, fast: bool = False) -> Adopti
         with model.using(read.change):
             yield model
 
-    return Adoption(path.name, digest, read.change, teacher, fast, note)
+    return Adoption(path.name, digest, lambda: read.change, teacher, fast, note)
 
 
 class Lesson(NamedTuple):
@@ -124,7 +124,7 @@ def ask_teacher(teacher: DrawingModel, subject: str) -> TrainingSteps[Lesson]:
         raise SeqLoRAError("With the LoRA on, the model draws what is no number", "check that the file is made for this model")
     answers = yield from _answers(teacher.denoiser, latents[:-2], conds[:-2], ANSWERS, size, generator)
     held_out = yield from _answers(teacher.denoiser, latents[-2:], conds[-2:], HELD_OUT, size, generator)
-    pictures = [picture for latent in latents for picture in teacher.decode(latent[None])]
+    pictures = [teacher.decode(latent[None])[0] for latent in latents]
     return Lesson(pictures, captions, answers, held_out)
 
 

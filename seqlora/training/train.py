@@ -198,7 +198,7 @@ def _trainer_of(job: Job) -> TrainingSteps[tuple[Job, ConceptTrainer, Moments | 
             logger.info("the base model was measured on %d captions, %.0f s in", count, seconds)
     moments = job.others.moments_sum() if needs_prior else None
     beside = Surroundings(earlier, prior if needs_prior else None, moments, library.capacity)
-    change = job.adoption.change if job.adoption else {}
+    change = job.adoption.change() if job.adoption else {}
     trainer = ConceptTrainer(model.denoiser, job.layers, examples, settings, library.ranks(job.shapes), beside, trigger, change)
     return job, trainer, prior, asked
 

@@ -13,4 +13,5 @@ def snapshot_of(object_info: dict[str, Any]) -> dict[str, Any]:
     nodes = {name: info for name, info in object_info.items() if name.startswith("SeqLoRA_")}
     nodes["SeqLoRA_LoadLibrary"]["input"]["required"]["name"][1]["options"] = []
     nodes["SeqLoRA_LoadPictures"]["input"]["required"]["folder"][1]["options"] = [""]
+    nodes["SeqLoRA_AdoptLoRA"]["input"]["required"]["lora"][1]["options"] = []
     return nodes
