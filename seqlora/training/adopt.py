@@ -33,7 +33,7 @@ from ..settings import Settings
 from .measure import DRAWN_POSITIONS
 from .progress import Phase, Progress, TrainingSteps
 
-STEPS, RATE = 0.4, 0.1  # of what suits the model: it starts near, and large steps would lead away again
+STEPS, RATE = 0.4, 0.05  # of what suits the model: it starts near, and large steps would lead away again
 DRAWING_STEPS = 12
 ANSWERS = 128  # noised pictures that the teacher is asked about
 HELD_OUT = 16  # and as many more, by which it is told how much was kept
