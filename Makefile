@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadsc
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test test-all check check-web mutate screenshots torture micro bench-emoji mmdit results bench-step bench-memory bench-panel clean
+.PHONY: help setup demo test test-all check check-web mutate screenshots torture micro bench-emoji mmdit results bench-step bench-memory bench-adopt bench-panel clean
 
 help:
 	@echo "make demo        teach concepts to the demo model, compose them, write a picture to build/demo"
@@ -28,6 +28,7 @@ help:
 	@echo "make mmdit       train the second base model of Emoji-101 (an hour), for make bench-emoji ARGS=\"--architecture mmdit\""
 	@echo "make bench-step  cost of a training step beside plain LoRA and the bare model"
 	@echo "make bench-memory memory and time of what grows with a library, at the shapes of SDXL and Flux"
+	@echo "make bench-adopt LoRAs that were made each by itself, adopted into one library: what is left of each, and what it takes"
 	@echo "make bench-panel cost of the open training panel to the training (needs a ComfyUI and Chromium)"
 	@echo "make micro       train the demo model and its classifier anew (some hours)"
 	@echo "make setup       only the Python environment in .venv"
@@ -77,6 +78,9 @@ results: $(INSTALLED)
 # Without env.sh, under which freed memory stays in the process and counts.
 bench-memory: $(INSTALLED)
 	OMP_NUM_THREADS=1 MALLOC_ARENA_MAX=1 $(PYTHON) -m benchmarks.memory $(ARGS)
+
+bench-adopt: $(INSTALLED)
+	. tools/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.adopt $(ARGS)
 
 bench-panel: $(INSTALLED)
 	. tools/env.sh && OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.panel_cost $(ARGS)

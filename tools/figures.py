@@ -119,6 +119,9 @@ def main() -> None:
         parts["What grows with a library (`make bench-memory`; random weights, one thread)"] = lambda: printed_by(
             "benchmarks.memory", malloc=False
         )
+        parts["Adopting (`make bench-adopt`; plain LoRAs of emoji taught independently, 4 pictures of each)"] = lambda: (
+            printed_by("benchmarks.adopt")
+        )
         page = ["# Figures", "", "Written by `python tools/figures.py`; not edited by hand.", ""]
         where = processor.group(1) if processor else platform.machine()
         here = f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, no GPU."
