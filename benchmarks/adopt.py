@@ -118,7 +118,7 @@ class Bench:
             return torch.tensor([self.done[row][emoji.name][figure] for emoji in self.concepts])
 
         own = each("plain alone", "recognised")
-        head = ("", "alone", "together", "of LoRA alone", "concepts >= 90 %", "kept", "|B_i'B_j|", "CPU s each")
+        head = (f"{len(own)} LoRAs", "alone", "together", "of LoRA alone", "concepts >= 90%", "kept", "|B_i'B_j|", "CPU s each")
         lines = [f"{head[0]:24}" + "".join(f"{cell:>17}" for cell in head[1:])]
         for row, called in ROWS.items():
             alone, together, seconds = (

@@ -2,7 +2,7 @@
 
     . tools/env.sh && .venv/bin/python tools/figures.py
 
-Takes about a quarter of an hour on two CPU cores.
+Takes about half an hour on two CPU cores.
 """
 
 from __future__ import annotations
