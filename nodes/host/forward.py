@@ -6,7 +6,7 @@ clones know nothing of each other, and it does not matter how, when or where the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.patcher_extension
@@ -31,6 +31,8 @@ def run_beside(model: Any, pairs: Mapping[str, LoRAPair], regions: Regions | Non
         check_model(model.model.diffusion_model)
     clone, adapter = model.clone(), ForwardAdapter(pairs, regions)
     clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY, adapter)
+    if hasattr(model.model.diffusion_model, "preprocess_text_embeds"):  # Anima: layers that run before any pass
+        clone.add_object_patch("extra_conds", adapter.before_passes(clone.model, clone.get_model_object("extra_conds")))
     clone.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_CLEANUP, KEY, adapter.forget)
     return clone
 
@@ -56,6 +58,16 @@ class ForwardAdapter:
             options = {**options, OVERRIDE: attention}
         with added(layers, pairs, gate):
             return executor(x, t, concat, text, control, options, **kwargs)
+
+    def before_passes(self, model: Any, extra_conds: Callable[..., Any]) -> Callable[..., Any]:
+        """The model's own preparation of what it is told, with the adapter on the layers that this runs."""
+
+        def with_adapter(**told: Any) -> Any:
+            layers = {path: comfy.utils.get_attr(model, path) for path in self.pairs}
+            with added(layers, self._keep(self._copies, told["device"], model.get_dtype_inference()), None):
+                return extra_conds(**told)
+
+        return with_adapter
 
     def _keep(self, make: Any, *key: Any) -> Any:
         known = (make.__name__, *(id(part) if isinstance(part, nn.Module) else part for part in key))
