@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,9 @@ def row(name: str, seen: dict[str, Any]) -> str:
     if "failed" in seen:
         return f"| {name} | **does not work** | | | | | {seen['failed'].partition(' (')[0]} |"
     found = [kind for kind in EXPORTS if seen["exports"][kind] is not None]
-    notes = []
-    if name in QUANTISED:
-        off = max(error for error in seen["exports"].values() if error is not None)
-        if off > ROUNDED:
-            notes.append(f"Apply adds beside the layers; a LoRA loader rounds the weights again, {off:.0%} off")
-    if seen["left_out"]:
-        notes.append("some layers have no part in the result")
+    off, note = max((error for error in seen["exports"].values() if error is not None), default=0.0), ""
+    if name in QUANTISED and off > ROUNDED:
+        note = f"Apply adds beside the layers; a LoRA loader rounds the weights again, {off:.0%} off"
     cells = (
         name,
         "works" if works(seen) else "**differs**",
@@ -61,7 +58,7 @@ def row(name: str, seen: dict[str, Any]) -> str:
         str(seen["left_out"] or ""),
         ", ".join(found) or "own file only",
         "yes" if seen["regions"] else "",
-        "; ".join(notes[:1]),
+        note,
     )
     return f"| {' | '.join(cells)} |"
 
@@ -101,8 +98,14 @@ def main(names: list[str]) -> None:
         print(row(name, seen[name]), flush=True)
         ordered = {name: seen[name] for name in NAMES if name in seen}
         SEEN.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-    head = HEAD.format(status=sum(map(works, ordered.values())), count=len(ordered), host=host_version(), torch=torch_version())
-    (DOCS / "models.md").write_text(head + "\n".join(row(*item) for item in ordered.items()) + "\n", encoding="utf-8")
+    write_page(seen)
+
+
+def write_page(seen: Mapping[str, Any]) -> None:
+    working = sum(map(works, seen.values()))
+    head = HEAD.format(status=working, count=len(seen), host=host_version(), torch=torch_version())
+    rows = [row(name, seen[name]) for name in NAMES if name in seen]
+    (DOCS / "models.md").write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
