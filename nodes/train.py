@@ -184,7 +184,8 @@ def remarks(taught: TrainResult) -> str:
 
 def summary(taught: TrainResult) -> str:
     record, library, report = taught.record, taught.library, taught.report
-    lines = [f"{record.name}: write '{literal(record.subject)}' in prompts"]
+    poor = {"hardly": "hardly learned", "spoilt": "went wrong"}.get(report.verdict)
+    lines = [f"{record.name}: " + (poor or f"write '{literal(record.subject)}' in prompts")]
     if taught.reused:
         lines.append("taught before with the same inputs; nothing was done")
     lines += [remarks(taught)] if remarks(taught) else []
@@ -194,6 +195,8 @@ def summary(taught: TrainResult) -> str:
         lines.append(f"ended early, at step {report.ended_early_at} of {record.settings['steps']}")
     if report.kept is not None:
         lines.append(f"kept {report.kept:.0%} of what {report.adopted_from} does")
+    if report.error_without is not None and report.error_with is not None:
+        lines.append(f"error on its own pictures: {report.error_without:.4f} without it, {report.error_with:.4f} with it")
     lines.append(f"loss {report.first_loss:.4f} -> {report.last_loss:.4f} in {report.seconds} s")
     lines.append(f"library {library.path.name}: {len(library.concepts)} of {library.capacity} concepts")
     return "\n".join(lines)

@@ -57,7 +57,7 @@ class Training:
     def __init__(self, node: str, workflow: str, library: str, concept: str, subject: str):
         self.names = {"id": uuid.uuid4().hex, "node": node, "workflow": workflow}
         self.names |= {"library": library, "concept": concept, "subject": subject}
-        self.phase, self.note, self.keep, self.reused = Phase.STARTING, "", False, False
+        self.phase, self.note, self.verdict, self.keep, self.reused = Phase.STARTING, "", "", False, False
         self.step = self.steps = 0
         self.loss: float | None = None
         self.preview_seconds = 0.0
@@ -113,6 +113,7 @@ class Training:
         with self._lock:
             last = self.note if taught and self.note not in note else ""  # said meanwhile, and still worth knowing
             self.phase, self.note, self._earlier = phase, " ".join(filter(None, (last, note))) or self.note, None
+            self.verdict = taught.report.verdict if taught else ""
             if taught and taught.reused:
                 self.reused = True
                 self.note = "It was taught before with the same inputs; nothing was done."
@@ -162,6 +163,7 @@ class Training:
             "keep": self.keep,
             "reused": self.reused,
             "note": self.note,
+            "verdict": self.verdict,
             "preview_seconds": self.preview_seconds,
         }
 

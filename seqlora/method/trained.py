@@ -16,6 +16,9 @@ class TrainedConcept:
     moments: Moments  # C_t, with the vectors
     full_layers: list[str]  # had no room left: trained without the hard complement
     vectors: Vectors = field(default_factory=dict)  # in the place of the trigger's own
+    # Means over the same noised pictures, without the concept and with it; see `ConceptTrainer.judge`.
+    error_without: float = 0.0
+    error_with: float = 0.0
     steps: int = 0  # fewer than were asked for where the training was ended early
     losses: list[float] = field(default_factory=list)
     penalties: list[float] = field(default_factory=list)

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.batches import Batch, Batches
+from ..diffusion.batches import Batch, Batches, denoising_loss
 from ..diffusion.denoiser import Denoiser, expand
 from ..diffusion.gradients import differentiable
 from ..diffusion.sampling import euler_trajectory
+from ..errors import SeqLoRAError
 from ..method.moments import Moments, Recorder
 from .progress import Phase, Progress, TrainingSteps
 
 MEASURED_SAMPLES = 48  # noised pictures behind a concept's moments
+JUDGED_SAMPLES = 16  # noised pictures behind each of the two errors that a concept is judged by
 FELT_EVERY = 2  # sampling steps between two probes of what the output feels
 PROBED_GROUP = 4  # captions that share these probes; no more are drawn at a time
 DRAWN_POSITIONS = 4096  # of latents, at a time: one picture of 512 pixels, with its empty prompt beside it
@@ -38,6 +40,16 @@ def measure_concept(denoiser: Denoiser, layers: Mapping[str, nn.Module], batches
     """C_t, from the first batches of a training."""
     forwards = -(-MEASURED_SAMPLES // batches.size)
     return measure(denoiser, layers, (batches.next() for _ in range(forwards)), forwards)
+
+
+@torch.no_grad()
+def mean_error(denoiser: Denoiser, batches: Batches) -> float:
+    """The denoising loss on a few batches. Raises SeqLoRAError where it is no number."""
+    losses = [denoising_loss(denoiser, batches.next()) for _ in range(-(-JUDGED_SAMPLES // batches.size))]
+    error = float(torch.stack(losses).mean())
+    if not math.isfinite(error):
+        raise SeqLoRAError("The model's prediction of the pictures is no number", "lower learning_rate or check the pictures")
+    return error
 
 
 def measure_prior(

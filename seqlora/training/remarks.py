@@ -13,6 +13,8 @@ from .request import TrainingRequest
 LEAST = 10  # losses in a mean
 LOOKS = (0.1, 0.25, 0.5, 0.75)  # parts of a training after which its loss is looked at
 MOST_PIECES = 8  # of a trigger; a made-up word that can be spoken has two to five
+SPOILT = 0.005  # one that adds more than this share to it draws worse than nothing
+LEARNED = 0.03  # a concept that takes away less than this share of the error on its own pictures has hardly been learned
 TIMES = 30  # a rate that is this much off what suits the model is told
 
 
@@ -66,16 +68,22 @@ def while_training(losses: Sequence[float], settings: Settings) -> str:
     return ""
 
 
-def at_end(losses: Sequence[float], settings: Settings) -> str:
-    """A sentence on a training that did not lower its loss; "" where it did."""
-    first, last = first_and_last(losses)
-    if last <= first:
+def verdict(without: float, with_it: float) -> str:
+    """What came of a training, from the error on the same noised pictures without the concept and with it."""
+    if with_it < (1 - LEARNED) * without:
+        return "learned"
+    return "hardly" if with_it <= (1 + SPOILT) * without else "spoilt"
+
+
+def at_end(without: float, with_it: float, settings: Settings) -> str:
+    """A sentence on a concept that was not learned, with what to do; "" where it was."""
+    found, rate = verdict(without, with_it), f"learning_rate (now {settings.learning_rate:g})"
+    if found == "learned":
         return ""
-    chance = f", which may be chance in {len(losses)} steps" if len(losses) < 2 * LEAST else ""
-    return (
-        f"The last loss ({last:.4f}) is above the first ({first:.4f}){chance}: look at the concept before you use it, and "
-        f"teach it anew with another learning_rate (now {settings.learning_rate:g}) if it is not what you wanted."
-    )
+    how = f"on its own pictures the model's error is {with_it:.4f} with it, {without:.4f} without"
+    if found == "spoilt":
+        return f"It is worse than nothing: {how}. Teach it anew with a lower {rate}."
+    return f"Hardly anything was learned: {how}. Teach it anew with a higher {rate} or more steps (now {settings.steps})."
 
 
 def of_layers(left_out: int, count: int) -> str:

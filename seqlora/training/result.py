@@ -8,6 +8,7 @@ from typing import Any
 
 from ..library.manifest import Record
 from ..library.store import Library
+from . import remarks
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class TrainingReport:
     full_layers: int
     precision: str
     # What is not so every time, and is left out where it is not.
+    error_without: float | None = None  # mean loss on the same noised pictures, without the concept and with it
+    error_with: float | None = None
     model_family: str | None = None
     chosen_automatically: Sequence[str] = ()  # settings that were left to the model
     ended_early_at: int | None = None  # step
@@ -34,6 +37,13 @@ class TrainingReport:
     layers_left_out: int | None = None  # that do not run on such inputs or reach no output
     adopted_from: str | None = None  # a LoRA file
     kept: float | None = None  # how much of what that LoRA does to the model's predictions; 1 is all
+
+    @property
+    def verdict(self) -> str:
+        """Whether it was learned, see `remarks.verdict`; "" for a concept of before this was measured."""
+        if self.error_without is None or self.error_with is None:
+            return ""
+        return remarks.verdict(self.error_without, self.error_with)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -72,6 +82,7 @@ def describe_result(result: TrainResult) -> dict[str, Any]:
         "file": record.file,
         "settings": dict(record.settings),
     } | result.report.to_dict()
+    described |= {"verdict": result.report.verdict} if result.report.verdict else {}
     return described | {"reused": True} if result.reused else described
 
 

@@ -157,8 +157,10 @@ def _train(job: Job) -> TrainingSteps[TrainResult]:
         state = None  # its tensors need not be held any longer
         if not (job.adoption and job.adoption.fast):
             yield from trainer.run(checkpoint)
+        if not job.adoption:  # which is judged by how much of it was kept
+            yield from trainer.judge()
         concept = trainer.result()
-        remark = remarks.at_end(concept.losses, job.settings)
+        remark = "" if job.adoption else remarks.at_end(concept.error_without, concept.error_with, job.settings)
         yield Progress(Phase.SAVING, concept.steps, steps, note=remark)
         report = _report(job, concept, trainer.beside.earlier, _join(job.note, remark), resumed_at)
         if job.adoption and asked:
@@ -248,6 +250,8 @@ def _report(job: Job, concept: TrainedConcept, earlier: Sequence[Concept], note:
         largest_orthonormality_error=within,
         captured_energy=metrics.captured_energy(concept.pairs, concept.moments),
         change_norm=metrics.change_norm(concept.pairs),
+        error_without=None if job.adoption else round(concept.error_without, 6),
+        error_with=None if job.adoption else round(concept.error_with, 6),
         full_layers=len(concept.full_layers),
         layers_left_out=job.left_out or None,
         precision=str(job.model.denoiser.dtype).removeprefix("torch."),

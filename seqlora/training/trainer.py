@@ -16,7 +16,7 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.gradients import differentiable
 from ..errors import SeqLoRAError
 from ..families import OTHER
-from ..lora.attach import ActiveConcepts, attached
+from ..lora.attach import ActiveConcepts, Stack, attached
 from ..lora.targets import layer_shapes
 from ..lora.types import Concept, LoRAPair
 from ..method.moments import Moments
@@ -27,7 +27,7 @@ from ..settings import Settings
 from . import remarks
 from .checkpoint import Checkpoint, State
 from .checks import check_latents, memory_advice
-from .measure import measure_concept
+from .measure import mean_error, measure_concept
 from .progress import Phase, Progress, TrainingSteps
 from .snapshot import TrainingSnapshot
 from .start import (
@@ -250,6 +250,18 @@ class ConceptTrainer:
         with memory_advice(self.settings):
             moments = yield from measure_concept(self.denoiser, self.layers, batches)
         self.concept.moments, self.concept.vectors = moments, trigger.values()
+
+    def judge(self) -> TrainingSteps[None]:
+        """The error on the concept's own pictures without it and with it, from the same noise; no other concept is on."""
+        bare, own = self.batches.examples, self.trigger.examples(self.batches.examples) if self.trigger else None
+        self.concept.error_without = self._error(bare, ())
+        yield Progress(Phase.SAVING, self.concept.steps, self.settings.steps)
+        self.concept.error_with = self._error(own or bare, self.stacks)
+
+    def _error(self, examples: Examples, stacks: Sequence[Stack]) -> float:
+        same = torch.Generator().manual_seed(self.settings.seed)
+        with memory_advice(self.settings), attached(self.layers, stacks):
+            return mean_error(self.denoiser, Batches(examples, self.denoiser, self.batches.size, same))
 
 
 def draw_active(co_training: str, count: int, rng: torch.Generator) -> list[int]:

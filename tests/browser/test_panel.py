@@ -157,6 +157,29 @@ def test_how_it_ended(editor: Editor, stub: StubServer, phase: str, known: dict[
         expect(panel(editor)).not_to_contain_text("Write")
 
 
+TICK = ".pi-check, .pi-check-circle"
+
+
+@pytest.mark.parametrize(
+    ("known", "sentence"),
+    [
+        ({"verdict": "hardly"}, "Hardly learned rex"),
+        ({"verdict": "spoilt"}, "rex went wrong"),
+        ({"verdict": "hardly", "keep": True}, "Stopped and kept rex"),
+    ],
+)
+def test_what_was_not_learned_gets_no_tick(editor: Editor, stub: StubServer, known: dict[str, Any], sentence: str):
+    _, training = begin(editor, stub)
+    stub.tell(training, phase="finished", note="Teach it anew.", **known)
+    expect(panel(editor)).to_contain_text(sentence)
+    expect(panel(editor)).to_contain_text("Teach it anew. It is in the library toys; to teach it anew in its place")
+    expect(panel(editor)).not_to_contain_text("Write")
+    assert panel(editor).locator(f"strong :is({TICK})").count() == 0
+    toast = editor.page.locator(".p-toast-message").filter(has_text=sentence)
+    expect(toast).to_contain_text(sentence)
+    assert "p-toast-message-warn" in toast.get_attribute("class") and "Learned" not in toast.inner_text()
+
+
 def test_a_training_without_a_name_is_told_of_as_well(editor: Editor, stub: StubServer):
     node = editor.add(TRAIN)
     stub.tell(stub.train(str(node), workflow=editor.workflow_id, concept=""), phase="failed", note="Give it a name.")
@@ -423,10 +446,9 @@ def run(editor: Editor) -> None:
     editor.page.get_by_role("button", name="Run", exact=True).first.click()
 
 
-def teach(editor: Editor, concept: str) -> int:
-    """Runs the example workflow with its first training only, for longer than a test lasts; the id of that node."""
+def load_first(editor: Editor, concept: str, **widgets: Any) -> int:
+    """Opens the example workflow with its first training only; the id of that node."""
     editor.load(read_workflow(FIRST))
-    widgets = {"concept_name": concept, "trigger": "zorv", "steps": 4000, "batch_size": 1, "preview_every": 5}
     node = editor.page.evaluate(
         """([kind, values]) => {
             const { graph } = window.app
@@ -435,9 +457,15 @@ def teach(editor: Editor, concept: str) -> int:
             for (const widget of first.widgets) if (widget.name in values) widget.value = values[widget.name]
             return Number(first.id)
         }""",
-        [TRAIN, widgets],
+        [TRAIN, widgets | {"concept_name": concept}],
     )
     editor.look_at_node(node)
+    return node
+
+
+def teach(editor: Editor, concept: str) -> int:
+    """Runs that training for longer than a test lasts; the id of its node."""
+    node = load_first(editor, concept, steps=4000, batch_size=1, preview_every=5)
     run(editor)
     learning = re.compile(r"[1-9]\d* / 4,000")
     expect(panel(editor, concept)).to_contain_text(learning, timeout=5 * MINUTE)  # the library's first one measures the model
@@ -468,7 +496,7 @@ def stop_and_keep(editor: Editor, shown: Any, concept: str) -> None:
     shown.get_by_role("button", name="Stop and keep").click()
     expect(shown).to_contain_text(f"Stopped and kept {concept}")
     expect(shown).to_contain_text(re.compile(r"Stopped at step \d+ of 4,000"))
-    expect(editor.page.locator(".p-toast-message").filter(has_text=f"Learned {concept}")).to_have_count(1)
+    expect(editor.page.locator(".p-toast-message").filter(has_text=concept)).to_have_count(1)
 
 
 @pytest.mark.host
@@ -497,3 +525,19 @@ def test_a_training_survives_a_reload_and_goes_on_after_it_was_cancelled(host_ed
     expect(shown.get_by_role("img", name=re.compile("emu at step"))).to_be_visible()
     stop_and_keep(host_editor, shown, "emu")
     assert "emu" in concepts(server)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("host_editor", ["classic"], indirect=True)
+def test_what_learns_nothing_and_what_is_spoilt_is_said_by_the_real_trainer(host_editor: Editor, server: HostServer):
+    for rate, concept in ((1e-7, "ant"), (1.0, "bee")):
+        words = re.compile(f"Hardly learned {concept}|{concept} went wrong")  # the other one may come to either
+        node = load_first(host_editor, concept, steps=20, batch_size=4, learning_rate=rate, preview_every=0)
+        run(host_editor)
+        expect(panel(host_editor, concept)).to_contain_text(words, timeout=5 * MINUTE)
+        expect(panel(host_editor, concept)).to_contain_text("Teach it anew with a")
+        assert panel(host_editor, concept).locator(f"strong :is({TICK})").count() == 0
+        expect(host_editor.page.locator(".p-toast-message-warn").filter(has_text=words)).to_have_count(1)
+        assert host_editor.page.locator(".p-toast-message-success").filter(has_text=concept).count() == 0
+        (*_, last) = server.get("/history").values()
+        assert re.match(f"{concept}: (hardly learned|went wrong)\n", last["outputs"][str(node)]["text"][0])

@@ -35,7 +35,7 @@ STATE = [
     "keep",
     "reused",
 ]
-STATE += ["note", "preview_seconds", "losses", "figures", "previews"]
+STATE += ["note", "verdict", "preview_seconds", "losses", "figures", "previews"]
 HISTORIES = ("losses", "figures", "previews")
 
 

@@ -18,4 +18,4 @@ def test_the_editor_knows_which_phases_are_not_the_end():
 @pytest.mark.parametrize("told", ["phase", "news"])
 def test_every_phase_has_its_words(told: str):
     words = json.loads((LOCALES / "en" / "main.json").read_text(encoding="utf-8"))["seqlora"]["panel"][told]
-    assert words.keys() == {"kept", *(phase.value for phase in Phase)}  # finished early is told apart
+    assert words.keys() == {"kept", "hardly", "spoilt", *(phase.value for phase in Phase)}  # how it finished is told apart

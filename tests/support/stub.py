@@ -100,7 +100,7 @@ class StubServer:
             "rate": None,
             "left": None,
         }
-        state |= {"keep": False, "note": "", "losses": [], "figures": [], "previews": [], "preview_seconds": 0.0}
+        state |= {"keep": False, "note": "", "verdict": "", "losses": [], "figures": [], "previews": [], "preview_seconds": 0.0}
         self.trainings[state["id"]] = state | known
         return state["id"]
 

@@ -1,6 +1,6 @@
 // In the tab: the trainings of this server, whatever workflow or machine asked for them; those that run are open.
 import { make } from '../shared/dom.mjs'
-import { running } from '../training/state.mjs'
+import { outcome, running } from '../training/state.mjs'
 import { openTrainings } from '../training/trainings.mjs'
 import { TrainingView } from '../training/view.mjs'
 
@@ -21,8 +21,7 @@ export class TrainingList {
 
   #show(training) {
     const known = this.#shown.get(training.id) ?? this.#add(training)
-    const name = training.phase === 'finished' && training.keep ? 'kept' : training.phase
-    known.summary.textContent = this.#t(`panel.phase.${name}`, training)
+    known.summary.textContent = this.#t(`panel.phase.${outcome(training)}`, training)
     known.view.show(training)
     const last = new Set(this.#trainings.all().slice(-MOST).map(({ id }) => id))
     for (const [id, { item }] of this.#shown) {

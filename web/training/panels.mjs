@@ -2,6 +2,7 @@
 // nothing of a panel is saved with a workflow.
 import { forwardToCanvas, hosted } from '../shared/dom_widget.mjs'
 import { TRAIN } from '../shared/kinds.mjs'
+import { isPoor, outcome } from './state.mjs'
 import { openTrainings } from './trainings.mjs'
 import { TrainingView } from './view.mjs'
 
@@ -29,9 +30,9 @@ export function panels({ app, api, t }) {
     const { openWorkflows } = app.extensionManager.workflow
     const isOurs = openWorkflows.some(({ activeState }) => activeState?.id === training.workflow)
     if (training.phase !== 'finished' || training.reused || !(isOurs || training.workflow === app.rootGraph.id)) return
-    app.extensionManager.toast.add({
-      severity: 'success', summary: t('panel.toast', training), detail: t('panel.ended.finished', training), life: 8_000
-    })
+    app.extensionManager.toast.add(isPoor(training)
+      ? { severity: 'warn', summary: t(`panel.phase.${outcome(training)}`, training), detail: training.note, life: 20_000 }
+      : { severity: 'success', summary: t('panel.toast', training), detail: t('panel.ended.finished', training), life: 8_000 })
   }
 
   trainings.onChange((training, hasEnded) => {

@@ -5,6 +5,15 @@ const MOST_POINTS = 2000
 
 export const running = (training) => RUNNING.includes(training.phase)
 
+// What a training has come to, for words and signs: its phase, but that what ended is told apart by what was learned.
+export function outcome({ phase, keep, verdict }) {
+  if (phase !== 'finished' || !(keep || isPoor({ verdict }))) return phase
+  return keep && verdict !== 'spoilt' ? 'kept' : verdict
+}
+
+// Whether it ended with a concept that is not worth using.
+export const isPoor = ({ verdict }) => verdict === 'hardly' || verdict === 'spoilt'
+
 // The state after `told`; `before` is what was known of the same training, or null.
 export function followed(before, told, whole) {
   if (!before) return told

@@ -5,9 +5,9 @@ import { Buttons } from './buttons.mjs'
 import { Figures, LossChart } from './curves.mjs'
 import { time } from './format.mjs'
 import { Previews } from './previews.mjs'
-import { running } from './state.mjs'
+import { isPoor, outcome, running } from './state.mjs'
 
-const ICONS = { finished: 'check-circle', failed: 'times-circle', cancelled: 'ban' }
+const ICONS = { finished: 'check-circle', failed: 'times-circle', cancelled: 'ban', poor: 'exclamation-triangle' }
 
 export class TrainingView {
   // Takes a change of the content and makes room for it.
@@ -52,8 +52,8 @@ export class TrainingView {
 
   #draw() {
     const training = this.#training
-    const name = training.phase === 'finished' && training.keep ? 'kept' : training.phase
-    this.content.dataset.phase = training.phase
+    const name = outcome(training)
+    this.content.dataset.phase = isPoor(training) ? 'poor' : training.phase
     this.content.setAttribute('aria-label', this.#t('panel.name', training))
     this.buttons.draw(training)
     this.#drawHead(training, name)
@@ -67,8 +67,9 @@ export class TrainingView {
 
   #drawHead(training, name) {
     const { phase, step, steps } = training
+    const sign = ICONS[this.content.dataset.phase]
     const { trouble } = this.buttons
-    this.#phase.replaceChildren(...(ICONS[phase] ? [icon(ICONS[phase])] : []), this.#t(`panel.phase.${name}`, training))
+    this.#phase.replaceChildren(...(sign ? [icon(sign)] : []), this.#t(`panel.phase.${name}`, training))
     this.#step.textContent = steps ? `${number(step)} / ${number(steps)}` : ''
     this.#told.textContent = trouble || (running(training) ? training.note : this.#outcome(training))
     this.#told.hidden = !this.#told.textContent
@@ -87,6 +88,7 @@ export class TrainingView {
     if (phase === 'failed') return note
     if (phase === 'cancelled') return this.#t(step ? 'panel.ended.cancelled' : 'panel.ended.undone', { step: number(step) })
     const early = keep && step < steps && this.#t('panel.ended.early', { step: number(step), steps: number(steps) })
+    if (isPoor(training)) return [early, note, this.#t('panel.ended.poor', training)].filter(Boolean).join(' ')
     return [this.#t('panel.ended.finished', training), early, note].filter(Boolean).join(' ')
   }
 
