@@ -8,7 +8,7 @@ from . import adopt, apply, demo, export, host, library, maintenance, pictures, 
 from .server import bundle_routes, library_routes, picture_routes, training_status
 
 # In this order the editor offers them where a link is dropped: what is wanted most comes first.
-MODULES = (prompt, regions, apply, train, training_options, adopt, pictures, library, report, export, maintenance, demo)
+MODULES = (prompt, regions, apply, train, training_options, pictures, library, report, adopt, export, maintenance, demo)
 NODES: list[type[io.ComfyNode]] = [node for module in MODULES for node in module.NODES]
 
 

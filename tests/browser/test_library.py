@@ -188,10 +188,10 @@ def test_every_control_by_keyboard(toys: StubServer, editor: Editor, tab: Any):
     seen = []
     tab.get_by_role("button", name="toys").focus()  # trainings of earlier tests may stand before it
     editor.page.keyboard.press("Shift+Tab")
-    for _ in range(6):
+    for _ in range(7):
         editor.page.keyboard.press("Tab")
         seen.append(editor.page.evaluate("() => document.activeElement.ariaLabel ?? document.activeElement.innerText"))
-    rest = ["Report", "Copy the trigger zbob", "Use bob in the graph", "Rename bob", "Remove bob"]
+    rest = ["Report", "Save as file", "Copy the trigger zbob", "Use bob in the graph", "Rename bob", "Remove bob"]
     assert [word.replace("\n", " ") for word in seen] == ["toys 1", *rest]
     toys.libraries["toys"]["concepts"][1]["trigger"] = "new"
     toys.send("seqlora.library", {"name": "toys"})

@@ -28,7 +28,8 @@ NODES = {
     "SeqLoRA_TrainConcept": ["SEQLORA_LIBRARY", "LOSS_MAP", "STRING"],
     "SeqLoRA_CreateLibrary": ["SEQLORA_LIBRARY"],
     "SeqLoRA_LoadLibrary": ["SEQLORA_LIBRARY", "STRING"],
-    "SeqLoRA_ApplyComposed": ["MODEL", "CLIP", "STRING"],
+    "SeqLoRA_AdoptLoRA": ["SEQLORA_LIBRARY", "STRING"],
+    "SeqLoRA_ApplyComposed": ["MODEL", "CLIP", "STRING", "STRING"],
     "SeqLoRA_ExportLoRA": ["STRING"],
 }
 
@@ -107,10 +108,10 @@ def test_sdxl_layers_have_names_and_shapes_that_the_host_knows(applied):
 
 
 def test_another_fine_tune_than_the_librarys_is_told_and_a_lora_beside_it_is_not(applied):
-    remarks = applied("sd3")["remarks"]
-    assert remarks["own"] == remarks["with a LoRA"] == []
-    assert len(remarks["fine-tune"]) == 1
-    assert remarks["fine-tune"][0].startswith("Library 'lib' was taught on another model than this one: another fine-tune")
+    remarks, shared = applied("sd3")["remarks"], "one and three have one trigger, 'zobiku': in a prompt it means all of them."
+    assert remarks["own"] == remarks["with a LoRA"] == [shared]
+    (told,) = (said.removesuffix(shared) for said in remarks["fine-tune"] if said != shared)
+    assert told.startswith("Library 'lib' was taught on another model than this one: another fine-tune")
 
 
 def test_loading_follows_the_library(applied):

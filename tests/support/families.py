@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # One of each kind that is unlike the others; SD 1.5, SD3 and Flux have tests of their own. `make test-all` tries the rest.
-ALWAYS = ("Anima", "Chroma", "Flux.1 dev, float8_e4m3fn", "LTX-Video", "Qwen-Image", "Z-Image Omni")
+ALWAYS = ("Chroma", "Flux.1 dev, float8_e4m3fn", "LTX-Video", "Qwen-Image", "Z-Image Omni")
 NAMES = (
     *ALWAYS,
     "SD 1.5",
@@ -37,6 +37,7 @@ NAMES = (
     "HiDream-I1",
     "Cosmos 1",
     "Cosmos Predict2",
+    "Anima",
     "PixArt Sigma",
     "OmniGen2",
     "Boogu",
