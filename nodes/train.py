@@ -63,7 +63,7 @@ class TrainConcept(io.ComfyNode):
                 io.String.Input(
                     "class_word", default="", tooltip="What kind of thing it is, such as 'dog' or 'watercolor style'."
                 ),
-                *option_inputs(option for option in OPTIONS.values() if not option.advanced),
+                *option_inputs(option for option in OPTIONS.values() if not option.advanced),  # in the order of settings.py
                 TrainingOptionsType.Input(
                     "options", optional=True, tooltip="From SeqLoRA Training Options, for whoever wants to choose more."
                 ),

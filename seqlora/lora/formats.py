@@ -1,4 +1,7 @@
-"""LoRA files in three worlds: ComfyUI-native, kohya, diffusers/PEFT. See layouts.py for the names of layers."""
+"""LoRA files as they are written for three worlds: ComfyUI-native, kohya, diffusers/PEFT.
+
+See layouts.py for the names of layers, read.py for what is read of files that were made elsewhere.
+"""
 
 from __future__ import annotations
 
