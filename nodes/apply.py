@@ -82,12 +82,13 @@ class ApplyComposed(io.ComfyNode):
         records = [opened.find(name) for name in selection]
         triggers = triggers_of(records)
         if selection and strength:
-            missing = remark_on_triggers(clip, opened.triggers(selection))
+            learned = opened.triggers(selection)
+            missing = remark_on_triggers(clip, learned)
             remarks = (of_base(library.name, opened.base, *host.fingerprints(model)), of_shared(records), missing)
             if any(remarks):
                 host.remark(cls.hidden.unique_id, " ".join(filter(None, remarks)))
             model = host.apply_adapter(model, opened.compose(selection), strength)
-            clip = clip if clip is None else host.with_own_words(clip, opened.triggers(selection))
+            clip = clip if clip is None else host.with_own_words(clip, learned)
         return io.NodeOutput(model, clip, triggers, said.text if said else "")
 
 

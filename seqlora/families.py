@@ -29,6 +29,11 @@ FAMILIES: dict[str, Family] = {
 UNETS = {768: "sd15", 1024: "sd2", 2048: "sdxl"}  # by the width of the text that they take
 
 
+def usual(family: str) -> Family:
+    """What suits a family, a key of FAMILIES; others count as "other"."""
+    return FAMILIES.get(family, FAMILIES[OTHER])
+
+
 def family_of(layout: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> str:
     """The key in FAMILIES of a model with this layout (see lora/layouts.py) and these layers, name -> (m, n)."""
     if layout["family"] == "unet":

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import SeqLoRAError
-from .families import BASIS_SHARE, FAMILIES, OTHER, Family
+from .families import BASIS_SHARE, usual
 
 Number = int | float
 
@@ -59,8 +59,9 @@ def _options(kind: type) -> dict[str, Option]:
 
 class _Checked:
     def __post_init__(self) -> None:
+        known = OPTIONS | LIBRARY_OPTIONS
         for name, value in vars(self).items():
-            option = (OPTIONS | LIBRARY_OPTIONS)[name]
+            option = known[name]
             option.check(value)
             # A seed of 1.0 is that of 1, also in the hash of a request.
             object.__setattr__(self, name, type(option.default)(value))
@@ -160,12 +161,12 @@ class Settings(_Checked):
 
     def resolved(self, family: str) -> Settings:
         """The settings with what was left to the model as suits its family, a key of FAMILIES; others count as "other"."""
-        usual: Family = FAMILIES.get(family, FAMILIES[OTHER])
-        rate = self.learning_rate or usual.learning_rate
+        suits = usual(family)
+        rate = self.learning_rate or suits.learning_rate
         basis = float(f"{BASIS_SHARE * rate:.6g}") if self.basis_learning_rate < 0 else self.basis_learning_rate
         return self.with_(
-            steps=self.steps or usual.steps,
-            batch_size=self.batch_size or usual.batch_size,
+            steps=self.steps or suits.steps,
+            batch_size=self.batch_size or suits.batch_size,
             learning_rate=rate,
             basis_learning_rate=basis,
         )

@@ -6,7 +6,6 @@ no other means unzips it by hand. What comes from others is checked before any o
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -16,10 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import SeqLoRAError
-from ..io.atomic import RESTORE, remedy
+from ..io.atomic import remedy
 from ..io.names import checked_name, collision_key
-from ..io.safetensors_file import read_bytes
-from .copy import MAX_FILE, files
+from .copy import MAX_FILE, contents, files
 from .manifest import MAX_BYTES, parse
 from .store import Library
 from .verify import verify
@@ -42,11 +40,8 @@ def pack(library: Library, file: Path) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
-            for name, sha256 in files(library):
-                data = read_bytes(library.inside(name), MAX_FILE)
-                if sha256 not in ("", hashlib.sha256(data).hexdigest()):
-                    raise SeqLoRAError(f"{library.path / name} was changed since it was written", RESTORE)
-                archive.writestr(f"{library.path.name}/{name}", bytes(data))
+            for name, data in contents(library):
+                archive.writestr(f"{library.path.name}/{name}", data)
             archive.writestr(f"{library.path.name}/{MANIFEST}", library.manifest.to_bytes())
         os.replace(beside, file)
     except OSError as error:

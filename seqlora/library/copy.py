@@ -35,15 +35,21 @@ def copy(library: Library, names: Sequence[str], path: Path) -> Library:
     except OSError as error:
         raise SeqLoRAError(f"Could not make {path} ({error.strerror})", remedy(error)) from error
     try:
-        for file, sha256 in files(part):
-            data = bytes(read_bytes(part.inside(file), MAX_FILE))
-            if sha256 not in ("", hashlib.sha256(data).hexdigest()):
-                raise SeqLoRAError(f"{part.path / file} was changed since it was written", RESTORE)
+        for file, data in contents(part):
             write_bytes(path / file, data)
         return LibraryWriter(replace(part, path=path)).save()
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
+
+
+def contents(library: Library) -> Iterator[tuple[str, bytes]]:
+    """What is in all files but the manifest. Raises SeqLoRAError for one that is not as it was written."""
+    for file, sha256 in files(library):
+        data = bytes(read_bytes(library.inside(file), MAX_FILE))
+        if sha256 not in ("", hashlib.sha256(data).hexdigest()):
+            raise SeqLoRAError(f"{library.path / file} was changed since it was written", RESTORE)
+        yield file, data
 
 
 def files(library: Library) -> Iterator[tuple[str, str]]:

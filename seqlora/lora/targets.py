@@ -22,8 +22,8 @@ _SKIP = re.compile(
 )
 _ATTENTION = re.compile(r"(attn|attention(?!s)|to_[qkv]\b|\b[qkvo]\b|to_out|qkv|linear[12]\b|proj_in|proj_out)", re.IGNORECASE)
 # A UNet's are beside its blocks, not in them.
-TARGETS = LIBRARY_OPTIONS["targets"].choices
 _BESIDE_BLOCKS = re.compile(r"\.\d+\.(?:\w+\.)*proj_(?:in|out)$")
+TARGETS = LIBRARY_OPTIONS["targets"].choices
 
 
 def choose_layers(model: nn.Module, targets: str, prefix: str = "diffusion_model.") -> dict[str, nn.Module]:

@@ -23,7 +23,7 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.model import DrawingModel, SamplingModel
 from ..diffusion.sampling import euler_trajectory
 from ..errors import SeqLoRAError, remedied
-from ..families import FAMILIES, OTHER
+from ..families import usual
 from ..io.safetensors_file import read_bytes, read_tensors
 from ..lora.attach import Stack, attached
 from ..lora.read import read_lora
@@ -55,10 +55,10 @@ class Adoption:
 
     def settings(self, settings: Settings, family: str) -> Settings:
         """With what is left to the model as suits what starts near."""
-        usual = FAMILIES.get(family, FAMILIES[OTHER])
+        suits = usual(family)
         return settings.with_(
-            steps=settings.steps or math.ceil(STEPS * usual.steps),
-            learning_rate=settings.learning_rate or RATE * usual.learning_rate,
+            steps=settings.steps or math.ceil(STEPS * suits.steps),
+            learning_rate=settings.learning_rate or RATE * suits.learning_rate,
         )
 
 

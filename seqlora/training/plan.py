@@ -10,7 +10,7 @@ import torch
 
 from ..diffusion.batches import Examples
 from ..diffusion.model import Model
-from ..families import FAMILIES, OTHER
+from ..families import usual
 from ..library.store import Library
 from ..lora.targets import layer_shapes
 from ..method.moments import SKETCH_RANK
@@ -70,7 +70,7 @@ def plan(library: Library, request: TrainingRequest, settings: Settings, model: 
     The probing steps start from random bases and are not kept apart from anything, which costs nothing else. Raises
     SeqLoRAError for whatever the training would be refused for, and where the device has too little memory.
     """
-    request, _ = fit_pictures(check_request(request), FAMILIES.get(model.family, FAMILIES[OTHER]).resolution)
+    request, _ = fit_pictures(check_request(request), usual(model.family).resolution)
     settings, _ = learnable(settings.resolved(model.family), model)
     layers = layers_of(library, model)
     earlier = [library.load(name) for name in library.names]

@@ -22,19 +22,16 @@ FOLDER = ".seqlora"  # beside the libraries
 KEPT = 4  # base models; of SDXL's a file has half a GB
 
 
-def prior_file(library: Library, binding: str) -> Path:
-    """Where the moments of one base model, at one size of pictures, lie for all libraries of this folder."""
-    return library.path.resolve().parent / FOLDER / f"prior-{binding[:16]}.safetensors"
-
-
-def _binding(model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]) -> str:
-    return request_hash(model.fingerprint, model.parts, layer_shapes(layers), model.generic_captions, list(shape))
+def prior_file(library: Library, model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]) -> tuple[Path, str]:
+    """Where the moments of one base model, at one size of pictures, lie for all libraries of this folder, and what binds the
+    file to them."""
+    binding = request_hash(model.fingerprint, model.parts, layer_shapes(layers), model.generic_captions, list(shape))
+    return library.path.resolve().parent / FOLDER / f"prior-{binding[:16]}.safetensors", binding
 
 
 def known_prior(library: Library, model: Model, layers: Mapping[str, nn.Module], shape: Sequence[int]) -> Moments | None:
     """As a training beside this library has measured it."""
-    binding = _binding(model, layers, shape)
-    file = prior_file(library, binding)
+    file, binding = prior_file(library, model, layers, shape)
     with suppress(SeqLoRAError, KeyError, TypeError, ValueError):
         header, tensors = read_bound(file, binding)
         prior = moments_of(tensors, header, layer_shapes(layers), felt=True)  # checked: a file can be forged
@@ -51,8 +48,7 @@ def measured_prior(
     known = known_prior(library, model, layers, shape)
     if known is not None:
         return known
-    binding = _binding(model, layers, shape)
-    file = prior_file(library, binding)
+    file, binding = prior_file(library, model, layers, shape)
     uncond, *generic = model.encode_captions(["", *model.generic_captions])
     prior = yield from measure_prior(model.denoiser, layers, shape, generic, uncond)
     with suppress(SeqLoRAError, OSError):  # a disk that is full will tell when it matters

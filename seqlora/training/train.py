@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from ..diffusion.batches import Answers, Examples
 from ..diffusion.model import Model
 from ..errors import SeqLoRAError
-from ..families import FAMILIES, OTHER
+from ..families import usual
 from ..library.lock import LibraryLock
 from ..library.manifest import Base
 from ..library.store import Library, request_hash
@@ -71,7 +71,7 @@ def train_steps(
         request, said, data = check_words(request), adoption.note, f"{adoption.digest} {adoption.fast}"
         settings = adoption.settings(settings, model.family)
     else:
-        request, said = fit_pictures(check_request(request), FAMILIES.get(model.family, FAMILIES[OTHER]).resolution)
+        request, said = fit_pictures(check_request(request), usual(model.family).resolution)
         data = data_hash(request)
     settings, without = learnable(settings.resolved(model.family), model)
     layers_of(library, model)  # a library of another model is refused before any waiting
